@@ -1,0 +1,53 @@
+# One command for everything: `make compare`. `make help` lists the targets.
+PYTHON ?= python3
+PRESET ?= laptop
+N ?=
+ARGS ?=
+BIN := .venv/bin
+RUN := $(BIN)/deep-bootstrap
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup generate compare plot doctor test test-long check bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  variables: PRESET=$(PRESET) (laptop, quick, smoke, reference)  N=<stream images>  ARGS='--seeds 0-2 ...'"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+setup: $(READY)  ## make .venv and install into it
+
+generate: $(READY)  ## make the preset's data set, or extend it with N=...
+	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N)) $(ARGS)
+
+compare: $(READY)  ## data if missing, both worlds, figure
+	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N))
+	$(RUN) compare --preset $(PRESET) $(ARGS)
+
+plot: $(READY)  ## draw the figures of saved runs again
+	$(RUN) plot results
+
+doctor: $(READY)  ## what this machine has and what auto will choose
+	$(RUN) doctor
+
+test: $(READY)  ## quick tests, minutes
+	$(BIN)/python -m pytest -m "not long and not cuda" $(ARGS)
+
+test-long: $(READY)  ## kills, compilation, real sizes
+	$(BIN)/python -m pytest -m "long" $(ARGS)
+
+check: $(READY)  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY)  ## measure training, evaluation and sampling speed here
+	$(BIN)/python -m tests.bench.speed $(ARGS)
+
+clean:  ## remove the environment and caches; data and results stay
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info

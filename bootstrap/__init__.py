@@ -1,0 +1,28 @@
+"""Deep Bootstrap: real-vs-ideal world benchmark harness. Importing it is light: nothing here imports torch.
+
+from bootstrap import load_runs, gap, plot_pair
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Recipe": "bootstrap.recipe",
+    "RunWriter": "bootstrap.runlog",
+    "gap": "bootstrap.curves",
+    "load_run": "bootstrap.runlog",
+    "load_runs": "bootstrap.runlog",
+    "plot_pair": "bootstrap.plot",
+    "run_pair": "bootstrap.pair",
+}
+__all__ = ["Recipe", "RunWriter", "gap", "load_run", "load_runs", "plot_pair", "run_pair"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bootstrap' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,65 @@
+"""The one thing that flows: a batch of images, from uint8 on disk to what a model takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from bootstrap.shards import Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Images uint8 (n, height, width, channel), labels and global ids int64 (n,)."""
+
+    images: UInt8[Tensor, "n height width channel"]
+    labels: Int[Tensor, " n"]
+    ids: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def from_columns(cls, columns: Columns, device: torch.device) -> Batch:
+        """Rows of a split, as tensors on `device`."""
+        return cls(
+            images=torch.from_numpy(columns.images).to(device),
+            labels=torch.from_numpy(columns.labels).to(device),
+            ids=columns.ids,
+        )
+
+    def first(self, n: int) -> Batch:
+        """The first `n` rows."""
+        return Batch(images=self.images[:n], labels=self.labels[:n], ids=self.ids[:n])
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and deviation per channel in [0, 1] pixel units, the same in both worlds."""
+
+    mean: Float[Tensor, " channel"]
+    deviation: Float[Tensor, " channel"]
+
+    @classmethod
+    def of(
+        cls, mean: tuple[float, ...], deviation: tuple[float, ...], device: torch.device
+    ) -> Normalisation:
+        """From the manifest's numbers."""
+        return cls(torch.tensor(mean, device=device), torch.tensor(deviation, device=device))
+
+    def __call__(
+        self, x: Float[Tensor, "n height width channel"]
+    ) -> Float[Tensor, "n channel height width"]:
+        """Normalised images, channels-last in memory."""
+        return ((x - self.mean) / self.deviation).permute(0, 3, 1, 2)
+
+
+def to_unit_range(
+    images: UInt8[Tensor, "n height width channel"],
+) -> Float[Tensor, "n height width channel"]:
+    """uint8 -> float32 in [0, 1]."""
+    return images.float() / 255

@@ -1,0 +1,565 @@
+"""The command line: parses arguments, calls plain functions, prints. Progress to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from bootstrap.errors import BootstrapError, ConfigurationError
+from bootstrap.options import Execution
+from bootstrap.presets import PRESETS, build_preset
+from bootstrap.recipe import TABLES, Recipe
+from bootstrap.signals import StopRequest
+from bootstrap.spec import format_spec, parse_spec
+
+if TYPE_CHECKING:
+    from bootstrap.execution import Flags
+    from generators.write import Labelling, Source
+
+log = logging.getLogger("deep-bootstrap")
+WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
+SLOW_MINUTES = 20.0
+
+
+# ---------------------------------------------------------------- options
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Make or extend a data set; running it again resumes, a finished one is left alone."""
+
+    preset: str = "laptop"
+    """which job's data: see `deep-bootstrap --help`"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    n: int | None = None
+    """stream images (rounded up to blocks of 1,024), instead of the preset's"""
+    source: str | None = None
+    """e.g. toy(side=8) or diffusion(weights='small-v1.safetensors', n_steps=8)"""
+    labels: str | None = None
+    """conditional, teacher or agree"""
+    teacher: Path | None = None
+    """a teacher's weights, instead of the shipped one"""
+    accept_new_bytes: bool = False
+    """extend a data set although this hardware or version rounds differently"""
+    dry_run: bool = False
+    """say what would be made, and how long it takes, then stop"""
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train both worlds on the same seeds and draw their test errors and the gap."""
+
+    preset: str = "laptop"
+    """where the defaults below come from"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    out: Path = Path("results")
+    """runs go to <out>/<preset>-<hash>/"""
+    seeds: str = "0"
+    """e.g. 0-4 or 0,3"""
+    n_samples: tuple[int, ...] = ()
+    """N of each real world"""
+    dry_run: bool = False
+    """say what would be run, then stop"""
+    overwrite: bool = False
+    """delete the run first, if it exists"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def generate(argv: list[str]) -> None:
+    """generate: images and labels into data/<name>/"""
+    options = _parse(GenerateOptions, argv, "generate")
+    preset = build_preset(options.preset)
+    spec = preset.data
+    sizes = {**spec.sizes, "stream": options.n or spec.n_stream}
+    folder = options.data or Path("data") / spec.name
+    flags = options.execution.resolve(n_images=sum(sizes.values()) * 10)
+    source = build_source(options.source or spec.source, flags)
+    labelling = build_labelling(options.labels or spec.labels, options.teacher, flags)
+    _generate(source, folder, sizes, labelling, flags, options.accept_new_bytes, options.dry_run)
+
+
+def _generate(
+    source: Source,
+    folder: Path,
+    sizes: dict[str, int],
+    labelling: Labelling,
+    flags: Flags,
+    accept_new_bytes: bool,
+    dry_run: bool,
+) -> None:
+    from generators.card import write_card
+    from generators.write import generate, n_missing
+
+    provenance = {**source.provenance(), "labels": labelling.provenance()}
+    n = n_missing(folder, sizes, provenance, accept_new_bytes)
+    if n == 0 and (folder / "manifest.json").exists():
+        print(
+            f"{folder}: complete, {', '.join(f'{split} {size:,}' for split, size in sizes.items())}; nothing to do"
+        )
+        return
+    _check_space(folder, n, source.image_shape)
+    _say(f"{folder}: {n:,} images to make ({flags.describe()})")
+    _estimate(source, labelling, n)
+    if dry_run:
+        return
+    from tqdm import tqdm
+
+    started = time.perf_counter()
+    with StopRequest() as stop, tqdm(total=n, unit="images", **_bar()) as bar:
+        manifest = generate(
+            source,
+            folder,
+            sizes,
+            labelling,
+            accept_new_bytes=accept_new_bytes,
+            on_images=bar.update,
+            is_interrupted=stop.is_requested,
+        )
+    write_card(folder, manifest)
+    seconds = time.perf_counter() - started
+    print(
+        f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s; see {folder / 'README.md'}"
+    )
+
+
+def _estimate(source: Source, labelling: Labelling, n: int) -> None:
+    """Time a batch (after one to warm up) and say how long `n` images will take."""
+    import numpy as np
+
+    from generators.write import REDRAW_N, label_and_sample
+
+    if n < 4 * REDRAW_N:
+        return
+    rate = 0.0
+    for _ in range(3):  # the first pays for compiling
+        started = time.perf_counter()
+        label_and_sample(source, np.arange(REDRAW_N), labelling, lambda n: None)
+        rate = max(rate, REDRAW_N / (time.perf_counter() - started))
+    minutes = n / rate / 60
+    _say(f"about {rate:.0f} images/s, {minutes:.1f} minutes")
+    if minutes > SLOW_MINUTES:
+        _say(
+            f"that is more than {SLOW_MINUTES:.0f} minutes; `--preset quick` makes a quarter of the images"
+        )
+
+
+def compare(argv: list[str]) -> None:
+    """compare: train the real and the ideal world, write records, summary and figure"""
+    name = _early_option(argv, "--preset", "laptop")
+    preset = build_preset(name)
+    default = CompareOptions(
+        preset=name,
+        seeds=",".join(map(str, preset.seeds)),
+        n_samples=preset.n_samples,
+        recipe=preset.recipe,
+    )
+    options = _parse(CompareOptions, argv, "compare", default)
+    seeds = parse_seeds(options.seeds)
+    data = options.data or Path("data") / preset.data.name
+    recipe = options.recipe
+    n_runs = (1 + len(options.n_samples)) * len(seeds)
+    flags = options.execution.resolve(n_images=recipe.n_draws * n_runs)
+
+    from bootstrap.pair import Control, plan_pair, run_pair
+
+    plan = plan_pair(
+        recipe, data, options.out, n_samples=options.n_samples, flags=flags, preset=options.preset
+    )
+    _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
+    _say(
+        f"{format_spec(recipe.model, TABLES['model'])}, {recipe.n_steps:,} steps of {recipe.batch_size}"
+    )
+    _say(flags.describe())
+    if options.dry_run:
+        _print_cost(plan, len(seeds))
+        return
+    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
+    with StopRequest() as stop, Progress(plan, seeds) as progress:
+        folder = run_pair(
+            recipe,
+            data,
+            options.out,
+            n_samples=options.n_samples,
+            seeds=seeds,
+            flags=flags,
+            preset=options.preset,
+            overwrite=options.overwrite,
+            control=Control(
+                on_record=progress.on_record,
+                is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
+            ),
+        )
+    print_summary(folder)
+
+
+def plot(argv: list[str]) -> None:
+    """plot: draw the figure of saved runs again"""
+    from bootstrap.curves import summarise
+    from bootstrap.files import pretty_json, replace
+    from bootstrap.plot import write_figure
+    from bootstrap.runlog import load_runs
+
+    @dataclass(frozen=True, kw_only=True)
+    class PlotOptions:
+        """Draw the figure of every run under a folder again; needs neither torch nor data."""
+
+        path: tyro.conf.Positional[Path] = Path("results")
+
+    options = _parse(PlotOptions, argv, "plot")
+    runs = load_runs(options.path)
+    if not runs:
+        raise ConfigurationError(f"{options.path}: no runs there; `make compare` makes one")
+    for run in runs:
+        replace(run.path / "summary.json", pretty_json(summarise(run)))
+        for path in write_figure(run):
+            print(path)
+
+
+def verify(argv: list[str]) -> None:
+    """verify: check a data set or a run against its records"""
+    from bootstrap.verify import verify_data, verify_run
+
+    @dataclass(frozen=True, kw_only=True)
+    class VerifyOptions:
+        """Check every hash, shape, label, id and order of a data set, or the rows of a run."""
+
+        path: tyro.conf.Positional[Path]
+        repair: bool = False
+        """delete what is broken, so that the command that made it can make it again"""
+
+    options = _parse(VerifyOptions, argv, "verify")
+    if (options.path / "pair.json").exists():
+        report = verify_run(options.path)
+    else:
+        report = verify_data(options.path, repair=options.repair)
+    print(report.describe())
+    report.raise_if_bad()
+
+
+def import_(argv: list[str]) -> None:
+    """import: real labelled images (npz, image-folder, torchvision, cifar5m-npz) into data/<name>/"""
+    from generators import importers
+    from generators.card import write_card
+
+    kinds: dict[str, Callable[..., Any]] = {
+        "cifar5m-npz": importers.import_cifar5m,
+        "npz": importers.import_npz,
+        "image-folder": importers.import_image_folder,
+        "torchvision": importers.import_torchvision,
+    }
+    if not argv or argv[0] not in kinds:
+        if argv and argv[0] in ("-h", "--help"):
+            print("usage: deep-bootstrap import {" + ",".join(kinds) + "} --help")
+            return
+        raise ConfigurationError(
+            f"import what? one of {', '.join(kinds)}, then --help for its options"
+        )
+    manifest = tyro.cli(kinds[argv[0]], args=argv[1:], prog=f"deep-bootstrap import {argv[0]}")
+    folder = importers.last_folder(manifest, argv) if hasattr(importers, "last_folder") else None
+    if folder is not None:
+        write_card(folder, manifest)
+    for split in ("stream", "reference", "test"):
+        print(f"{manifest.name}: {split} {manifest.n(split):,}")
+
+
+def train_generator(argv: list[str]) -> None:
+    """train-generator: fit the denoiser to real images"""
+    from generators.commands import TrainGeneratorOptions, run_train_generator
+
+    options = _parse(TrainGeneratorOptions, argv, "train-generator")
+    flags = options.execution.resolve(n_images=options.recipe.n_images_seen)
+    with StopRequest() as stop:
+        for line in run_train_generator(options, flags, stop.is_requested):
+            print(line, flush=True)
+
+
+def train_teacher(argv: list[str]) -> None:
+    """train-teacher: fit the labelling classifier, as an ordinary real-world run"""
+    from generators.commands import TrainTeacherOptions, run_train_teacher
+
+    options = _parse(TrainTeacherOptions, argv, "train-teacher")
+    with StopRequest() as stop:
+        for line in run_train_teacher(
+            options, options.execution.resolve(1 << 30), stop.is_requested
+        ):
+            print(line, flush=True)
+
+
+def quality(argv: list[str]) -> None:
+    """quality: what a data set is worth on real test images"""
+    from generators.commands import QualityOptions, run_quality
+
+    options = _parse(QualityOptions, argv, "quality")
+    for line in run_quality(options, options.execution.resolve(1 << 30)):
+        print(line, flush=True)
+
+
+def doctor(argv: list[str]) -> None:
+    """doctor: what this machine has, and what `auto` will choose"""
+    from bootstrap.doctor import examine
+
+    @dataclass(frozen=True, kw_only=True)
+    class DoctorOptions:
+        """Report device, precision, compiler, threads, disk, memory, versions, data sets and runs."""
+
+        data: Path = Path("data")
+        out: Path = Path("results")
+
+    options = _parse(DoctorOptions, argv, "doctor")
+    for line in examine(options.data, options.out, WEIGHTS):
+        print(line)
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "generate": generate,
+    "compare": compare,
+    "plot": plot,
+    "verify": verify,
+    "import": import_,
+    "train-generator": train_generator,
+    "train-teacher": train_teacher,
+    "quality": quality,
+    "doctor": doctor,
+}
+
+
+def main() -> None:
+    """Run a command; the exit code says what happened (0 done, 2 usage, 3 data, 4 too little data, 5 NaN, 75 resume)."""
+    argv = sys.argv[1:]
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_help()
+        return
+    try:
+        if argv[0] not in COMMANDS:
+            raise ConfigurationError(
+                f"unknown command {argv[0]!r}; there are: {', '.join(COMMANDS)}"
+            )
+        COMMANDS[argv[0]](argv[1:])
+    except BootstrapError as error:
+        if debug:
+            raise
+        print(f"deep-bootstrap: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        print(f"deep-bootstrap: {error} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def build_source(text: str, flags: Flags) -> Source:
+    """The source that `text` names: toy(...) or diffusion(...)."""
+    from generators.sample import DiffusionSpec
+    from generators.toy import ToySource
+
+    spec = parse_spec(text, {"toy": ToySource, "diffusion": DiffusionSpec}, "source")
+    return spec.build(WEIGHTS, flags) if isinstance(spec, DiffusionSpec) else spec
+
+
+def build_labelling(mode: str, teacher: Path | None, flags: Flags) -> Labelling:
+    """Where labels come from; the shipped teacher unless another is given."""
+    from generators.label import read_teacher
+    from generators.write import Labelling
+
+    if mode not in ("conditional", "teacher", "agree"):
+        raise ConfigurationError(f"--labels {mode}: use conditional, teacher or agree")
+    needs_teacher = mode != "conditional"
+    path = teacher or WEIGHTS / "teacher-v1.safetensors"
+    return Labelling(mode=mode, teacher=read_teacher(path, flags) if needs_teacher else None)  # type: ignore[arg-type]
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4` or `0,3` or `7` -> seeds; ConfigurationError otherwise."""
+    try:
+        seeds: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+        if not seeds:
+            raise ValueError
+        return tuple(dict.fromkeys(seeds))
+    except ValueError:
+        raise ConfigurationError(f"--seeds {text!r}: write 0-4 or 0,3") from None
+
+
+class Progress:
+    """A bar over the steps of all worlds and seeds, with the latest scores."""
+
+    def __init__(self, plan: Any, seeds: tuple[int, ...]) -> None:
+        from tqdm import tqdm
+
+        tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
+        self._bar = tqdm(total=len(seeds) * (plan.recipe.n_steps + tails), unit="steps", **_bar())
+        self._at: dict[tuple[int, str], int] = {}
+
+    def on_record(self, seed: int, world: str, record: Any) -> None:
+        """Move the bar to the record's step."""
+        from bootstrap.records import Record
+
+        before = self._at.setdefault((seed, world), record.step)
+        self._bar.update(max(record.step - before, 0))
+        self._at[seed, world] = max(record.step, before)
+        if isinstance(record, Record):
+            self._bar.set_postfix_str(
+                f"seed {seed} {world} test error {record.test.error:.3f}", refresh=False
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def print_summary(folder: Path) -> None:
+    """The headline numbers of a run, from its summary."""
+    import json
+
+    summary = json.loads((folder / "summary.json").read_bytes())
+    print(f"{folder}: {summary['status']}")
+    print(
+        f"{'N':>8} {'converges at':>13} {'gap there':>10} {'final real':>11} {'final ideal':>12} {'final gap':>10}"
+    )
+    for n, across in summary["n_samples"].items():
+        print(_summary_row(n, across))
+    print(f"figure: {folder / 'curves.png'}")
+
+
+def _summary_row(n: str, across: dict[str, Any]) -> str:
+    def number(value: Any, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    final = {key: across[f"final_{key}"]["error"]["mean"] for key in ("real", "ideal")}
+    gap = across["gap_at_convergence"]["error"]["mean"]
+    step = across["convergence_step"]["mean"]
+    difference = None if None in final.values() else final["real"] - final["ideal"]
+    return (
+        f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10} {number(final['real'], '.4f'):>11}"
+        f" {number(final['ideal'], '.4f'):>12} {number(difference, '+.4f'):>10}"
+    )
+
+
+def _print_cost(plan: Any, n_seeds: int) -> None:
+    tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
+    images = n_seeds * (plan.recipe.n_steps + tails) * plan.recipe.batch_size
+    probes = sum(len(plan.grid) * min(n, 10_000) for n in plan.n_samples)
+    curve = (
+        len(plan.grid)
+        * (1 + len(plan.n_samples))
+        * min(plan.recipe.n_test_curve, plan.manifest.n("test"))
+    )
+    print(
+        f"training images {images:,}; evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
+    )
+
+
+def _parse(cls: type, argv: list[str], command: str, default: Any = None) -> Any:
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_spec_rule)
+    keywords = {} if default is None else {"default": default}
+    return tyro.cli(
+        cls,
+        args=argv,
+        prog=f"deep-bootstrap {command}",
+        registry=registry,
+        config=(tyro.conf.OmitArgPrefixes,),
+        **keywords,
+    )
+
+
+def _spec_rule(info: Any) -> Any:
+    """Let tyro read models, optimisers, schedules and augmentations as `name(key=value)`."""
+    from bootstrap.augment import Augmentation
+    from bootstrap.models import Model
+    from bootstrap.optimizers import Optimizer, Schedule
+
+    kinds = {
+        Model: "model",
+        Optimizer: "optimizer",
+        Schedule: "schedule",
+        Augmentation: "augmentation",
+    }
+    if info.type not in kinds:
+        return None
+    name = kinds[info.type]
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(TABLES[name]) + "}(...)",
+        instance_from_str=lambda words: parse_spec(words[0], TABLES[name], name),
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [format_spec(value, TABLES[name])],
+    )
+
+
+def _early_option(argv: list[str], flag: str, default: str) -> str:
+    """The value of an option on which other defaults depend."""
+    for index, word in enumerate(argv):
+        if word == flag and index + 1 < len(argv):
+            return argv[index + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return default
+
+
+def _check_space(folder: Path, n: int, image_shape: tuple[int, ...]) -> None:
+    import shutil
+    from math import prod
+
+    from bootstrap.errors import DataError
+
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    needed, free = int(1.05 * n * (prod(image_shape) + 64)), shutil.disk_usage(parent).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room first"
+        )
+
+
+def _bar() -> dict[str, Any]:
+    """A live bar on a terminal, a line every ten seconds elsewhere."""
+    live = sys.stderr.isatty()
+    return {
+        "file": sys.stderr,
+        "mininterval": 0.2 if live else 10,
+        "maxinterval": 10,
+        "ascii": not live,
+        "ncols": 110,
+    }
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_help() -> None:
+    print(
+        "usage: deep-bootstrap COMMAND [options]; COMMAND --help lists its options; --debug shows tracebacks\n"
+    )
+    for command in COMMANDS.values():
+        name, _, about = (command.__doc__ or "").partition(": ")
+        print(f"  {name:16} {about}")
+    print("\npresets:")
+    for name, preset in PRESETS.items():
+        print(f"  {name:16} {preset().about}")

@@ -1,0 +1,87 @@
+"""What a run was made with and on: versions, revision, hardware; for people, not part of an identity."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bootstrap.execution import Flags
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "numpy",
+    "scipy",
+    "h5py",
+    "safetensors",
+    "matplotlib",
+)
+
+
+def describe_environment(flags: Flags) -> dict[str, Any]:
+    """Git revision, arguments, versions and hardware, as JSON values."""
+    return {
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "platform": platform.platform(),
+        "hardware": hardware(flags.device),
+        "execution": flags.describe(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what changes numbers."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def hardware(device: str) -> str:
+    """The processor's or accelerator's name."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {bf16_units()}"
+
+
+def cpu_name() -> str:
+    """The CPU's model name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def bf16_units() -> str:
+    """Which bf16 instructions the CPU has; they decide its speed."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    names = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
+    return " ".join(names) or "no bf16 units"
+
+
+def git_revision() -> str:
+    """The revision of the code, `-dirty` with uncommitted changes; `unknown` outside a checkout."""
+    folder = Path(__file__).resolve().parent
+    try:
+        command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude=*"]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -1,0 +1,58 @@
+"""Scores of a model on a fixed set of images: error, soft-error, cross-entropy. Changes nothing in the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bootstrap.batch import Batch, Normalisation, to_unit_range
+from bootstrap.execution import Flags
+from bootstrap.records import Scores
+
+CHUNK = 512  # images a forward pass; the last one is padded, so that shapes never change
+
+
+@dataclass(frozen=True)
+class PerImage:
+    """Per image: is it misclassified, 1 - probability of its label, cross-entropy in nats; float64."""
+
+    error: Float[Tensor, " n"]
+    soft_error: Float[Tensor, " n"]
+    loss: Float[Tensor, " n"]
+
+    def mean(self, n: int | None = None) -> Scores:
+        """Means over the first `n` images, or all."""
+        return Scores(
+            error=float(self.error[:n].mean()),
+            soft_error=float(self.soft_error[:n].mean()),
+            loss=float(self.loss[:n].mean()),
+        )
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batch: Batch, normalise: Normalisation, flags: Flags, chunk: int = CHUNK
+) -> PerImage:
+    """Score every image of `batch` in eval mode; the model is left in the mode it was in."""
+    was_training = model.training
+    model.eval()
+    logits = []
+    for start in range(0, len(batch), chunk):
+        images = batch.images[start : start + chunk]
+        n = len(images)
+        if n < chunk:
+            images = torch.cat([images, images[:1].expand(chunk - n, -1, -1, -1)])
+        with flags.autocast():
+            logits.append(model(normalise(to_unit_range(images)))[:n].float())
+    model.train(was_training)
+    return score(torch.cat(logits), batch.labels)
+
+
+def score(logits: Float[Tensor, "n classes"], labels: Tensor) -> PerImage:
+    """Error, soft-error and loss of each row; in float64 from float32 logits."""
+    log_p = logits.double().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    wrong = (logits.argmax(dim=1) != labels).double()
+    return PerImage(error=wrong, soft_error=-torch.expm1(log_p), loss=-log_p)

@@ -1,0 +1,105 @@
+"""Files appear whole or not at all; the record that counts them is written last. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Make `content` appear at `path` whole, once; FileExistsError if another writer was first."""
+    temporary = _write_beside(path, content)
+    try:
+        os.link(temporary, path)  # unlike replace, link fails when the name is taken
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(temporary, path)
+        temporary = None
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
+    _sync_folder(path.parent)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Make `path` hold `content`: readers see the old bytes or the new ones, never a mix."""
+    os.replace(_write_beside(path, content), path)
+    _sync_folder(path.parent)
+
+
+def _write_beside(path: Path, content: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.tmp-{os.getpid()}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return temporary
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete temporary files whose writer is dead (they hold its process id)."""
+    for path in folder.glob("*.tmp-*"):
+        writer = path.name.rpartition(".tmp-")[2].partition("-")[0]
+        if not (writer.isdigit() and is_process_alive(int(writer))):
+            path.unlink(missing_ok=True)
+
+
+def is_process_alive(pid: int) -> bool:
+    """Whether a process of this id runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def sha256_hex(content: bytes) -> str:
+    """The sha256 of `content` in hexadecimal."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, read in bounded memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values, equal text; what hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def pretty_json(value: Any) -> bytes:
+    """JSON for people, UTF-8, keys in the order given, with a final newline."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()

@@ -1,0 +1,61 @@
+"""Models as frozen values under the paper's names; building one imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Model(Protocol):
+    """A value that builds a classifier for images of (height, width, channel)."""
+
+    def build(self, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+        """The module: normalised images (batch, channel, height, width) to logits (batch, n_classes)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreActResNet18:
+    """Pre-activation ResNet-18 (He et al. 2016b) with a CIFAR stem; 64 is the full width."""
+
+    width: int = 64
+
+    def build(self, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+        """See `Model`."""
+        from bootstrap.models.resnet import build_preact_resnet18
+
+        return build_preact_resnet18(image_shape[2], n_classes, self.width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP:
+    """`depth` hidden layers of `width` units, each with batch norm unless switched off."""
+
+    width: int = 2_048
+    depth: int = 3
+    batch_norm: bool = True
+
+    def build(self, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+        """See `Model`."""
+        from bootstrap.models.mlp import build_mlp
+
+        return build_mlp(image_shape, n_classes, self.width, self.depth, self.batch_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallCNN:
+    """The paper's five-layer CNN ("mCNN", Nakkiran et al. 2019, appendix): four convolutions, one linear layer."""
+
+    width: int = 64
+
+    def build(self, image_shape: tuple[int, int, int], n_classes: int) -> nn.Module:
+        """See `Model`."""
+        from bootstrap.models.cnn import build_small_cnn
+
+        return build_small_cnn(image_shape, n_classes, self.width)
+
+
+MODELS: dict[str, type] = {"preresnet18": PreActResNet18, "mlp": MLP, "mcnn": SmallCNN}

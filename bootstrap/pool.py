@@ -1,0 +1,114 @@
+"""Pool: global ids -> columns, over the shards of a split; memory does not grow with the split.
+
+Blocks of 1,024 samples are read as contiguous slices and kept while they are in use: the ideal world
+needs the one it is in, a real world of N samples its N / 1,024.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from bootstrap.errors import DataError
+from bootstrap.shards import SPLIT_START, Columns, Manifest, ShardReader, read_manifest
+from bootstrap.worlds import BLOCK
+
+MAX_BLOCKS = 64  # 200 MB of 32-px images
+
+
+class Pool:
+    """One split of a data set, by global id."""
+
+    def __init__(
+        self, folder: Path, split: str = "stream", manifest: Manifest | None = None
+    ) -> None:
+        self.folder = folder
+        self.split = split
+        self.manifest = manifest or read_manifest(folder)
+        shards = self.manifest.split(split)
+        self.start = SPLIT_START[split]
+        self.n = sum(shard.n for shard in shards)
+        self._readers = [ShardReader(folder, shard, self.manifest.image_shape) for shard in shards]
+        self._first_ids = [shard.first_id for shard in shards]
+        self._blocks: OrderedDict[int, Columns] = OrderedDict()
+        expected = self.start
+        for shard in shards:
+            if shard.first_id != expected:
+                raise DataError(
+                    f"{folder / shard.name} starts at id {shard.first_id}, not {expected}: a shard is missing"
+                )
+            expected = shard.stop_id
+
+    def rows(self, ids: Int[np.ndarray, " n"]) -> Columns:
+        """The samples of these ids, in their order; DataError for an id that is not there."""
+        index = ids - self.start
+        if len(ids) and (index.min() < 0 or index.max() >= self.n):
+            raise DataError(
+                f"{self.folder}: id {ids[(index < 0) | (index >= self.n)][0]} is not in split {self.split}"
+            )
+        blocks, offsets = np.divmod(index, BLOCK)
+        parts = [(np.flatnonzero(blocks == b), int(b)) for b in np.unique(blocks)]
+        if len(parts) == 1:
+            return self._block(parts[0][1]).rows(offsets)
+        gathered = [self._block(b).rows(offsets[at]) for at, b in parts]
+        back = np.argsort(np.concatenate([at for at, _ in parts]), kind="stable")
+        return concatenate(gathered).rows(back)
+
+    def first(self, n: int) -> Columns:
+        """The first `n` samples by id, without keeping their blocks."""
+        return self.read(0, min(n, self.n))
+
+    def read(self, start: int, stop: int) -> Columns:
+        """Samples start..stop-1 by index in the split, as contiguous reads."""
+        return concatenate(list(self._pieces(start, stop)))
+
+    def chunks(self, n_rows: int) -> Iterator[Columns]:
+        """All samples by id, `n_rows` at a time."""
+        for start in range(0, self.n, n_rows):
+            yield self.read(start, min(start + n_rows, self.n))
+
+    def close(self) -> None:
+        """Close the files; reading again reopens them."""
+        for reader in self._readers:
+            reader.close()
+
+    def _block(self, block: int) -> Columns:
+        if block not in self._blocks:
+            self._blocks[block] = self.read(block * BLOCK, min((block + 1) * BLOCK, self.n))
+            if len(self._blocks) > MAX_BLOCKS:
+                self._blocks.popitem(last=False)
+        self._blocks.move_to_end(block)
+        return self._blocks[block]
+
+    def _pieces(self, start: int, stop: int) -> Iterator[Columns]:
+        first_id, stop_id = self.start + start, self.start + stop
+        while first_id < stop_id:
+            shard = bisect_right(self._first_ids, first_id) - 1
+            record = self._readers[shard].record
+            until = min(stop_id, record.stop_id)
+            piece = self._readers[shard].rows(first_id - record.first_id, until - record.first_id)
+            if len(piece) == 0 or piece.ids[0] != first_id:
+                raise DataError(
+                    f"{self._readers[shard].path}: row {first_id - record.first_id} does not hold id {first_id}"
+                )
+            yield piece
+            first_id = until
+
+
+def concatenate(parts: list[Columns]) -> Columns:
+    """One value from several with the same columns."""
+    if len(parts) == 1:
+        return parts[0]
+    return Columns(
+        images=np.concatenate([part.images for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        ids=np.concatenate([part.ids for part in parts]),
+        extra={
+            name: np.concatenate([part.extra[name] for part in parts]) for name in parts[0].extra
+        },
+    )

@@ -1,0 +1,92 @@
+"""A recipe: everything about a run except its world and its seed. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bootstrap.augment import AUGMENTATIONS, Augmentation, NoAugmentation
+from bootstrap.errors import ConfigurationError
+from bootstrap.models import MODELS, Model, PreActResNet18
+from bootstrap.optimizers import OPTIMIZERS, SCHEDULES, SGD, Cosine, Optimizer, Schedule
+from bootstrap.spec import format_spec, parse_spec
+
+TABLES: dict[str, dict[str, type]] = {
+    "model": MODELS,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "augmentation": AUGMENTATIONS,
+}
+EVERY_STEP_N = 64  # test images a step in the every-step files
+MAX_PROBE_N = 10_000  # training images that a real world is scored on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What both worlds of a pair share; errors are refused here, with the remedy."""
+
+    model: Model = field(default_factory=PreActResNet18)
+    optimizer: Optimizer = field(default_factory=SGD)
+    schedule: Schedule = field(default_factory=Cosine)
+    augmentation: Augmentation = field(default_factory=NoAugmentation)
+    n_steps: int = 39_000
+    batch_size: int = 128
+    n_test_curve: int = 10_000  # test images on the curve; the last step uses the whole test split
+    every_step: bool = False  # also score 64 test images at every step
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_size", "n_test_curve"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.optimizer.lr <= 0:
+            raise ConfigurationError(f"lr={self.optimizer.lr} must be positive")
+
+    @property
+    def n_draws(self) -> int:
+        """Samples that a run takes, fresh in the ideal world."""
+        return self.n_steps * self.batch_size
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update after `step` updates."""
+        return self.optimizer.lr * self.schedule.factor(step, self.n_steps)
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field; values as the text that names them."""
+        return {
+            f.name: format_spec(getattr(self, f.name), TABLES[f.name])
+            if f.name in TABLES
+            else getattr(self, f.name)
+            for f in fields(self)
+        }
+
+    def non_default(self) -> dict[str, Any]:
+        """`to_json` without fields at their default, so that new fields leave old identities alone."""
+        default = Recipe().to_json()
+        return {name: value for name, value in self.to_json().items() if value != default[name]}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Recipe:
+        """Read `to_json`; ConfigurationError for an unknown key."""
+        unknown = set(value) - {f.name for f in fields(cls)}
+        if unknown:
+            raise ConfigurationError(f"unknown recipe field {sorted(unknown)[0]!r}")
+        return cls(
+            **{
+                name: parse_spec(v, TABLES[name], name) if name in TABLES else v
+                for name, v in value.items()
+            }
+        )
+
+
+def evaluation_grid(n_steps: int) -> tuple[int, ...]:
+    """Steps of evaluation: 0, 1, 2, 4, 8, then ratio 1.15, never more than n_steps/50 apart, and the last.
+
+    A pair adds N // batch_size for each of its N.
+    """
+    widest = max(1, n_steps // 50)
+    grid, step = [0], 1
+    while step < n_steps:
+        grid.append(step)
+        growth = step if step < 8 else round(0.15 * step)
+        step += min(growth, widest)
+    return (*grid, n_steps)

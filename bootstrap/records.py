@@ -1,0 +1,76 @@
+"""What a training run says about itself: one `Record` per evaluation, one `StepRecord` per step. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Means over a fixed set: error and soft-error (1 - probability of the true class) as fractions, loss in nats."""
+
+    error: float
+    soft_error: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One evaluation, after `step` updates. `train` is None in the ideal world."""
+
+    step: int
+    samples_seen: int
+    unique_samples_seen: int
+    ids_hash: str
+    lr: float
+    test: Scores
+    train: Scores | None
+    wall_s: float
+    probes: dict[str, Scores] = field(default_factory=dict)  # by world, while worlds share a prefix
+    extra: dict[str, float] = field(default_factory=dict)
+
+    def for_world(self, name: str) -> Record:
+        """The record as that world's file holds it: `train` is the world's own probe, if it has one."""
+        return replace(self, train=self.probes.get(name), probes={})
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it is stored, keys in the order of results/FORMAT.md."""
+        row: dict[str, Any] = {
+            "step": self.step,
+            "samples_seen": self.samples_seen,
+            "unique_samples_seen": self.unique_samples_seen,
+            "ids_hash": self.ids_hash,
+            "lr": self.lr,
+        }
+        for name, scores in (("test", self.test), ("train", self.train)):
+            if scores is not None:
+                row |= {f"{name}_error": scores.error, f"{name}_soft_error": scores.soft_error}
+                row |= {f"{name}_loss": scores.loss}
+        row["wall_s"] = round(self.wall_s, 3)
+        if self.extra:
+            row["extra"] = self.extra
+        return row
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One SGD step: scores on 64 test images before the update, and of the training batch (augmented, train mode)."""
+
+    step: int
+    test: Scores
+    batch_loss: float
+    batch_error: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it is stored."""
+        return {
+            "step": self.step,
+            "loss": self.test.loss,
+            "error": self.test.error,
+            "soft_error": self.test.soft_error,
+            "batch_loss": self.batch_loss,
+            "batch_error": self.batch_error,
+        }

@@ -1,0 +1,45 @@
+"""Stopping on request: a signal only sets a flag; work stops at the next safe boundary."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+NAMES = (
+    "SIGTERM",
+    "SIGINT",
+    "SIGUSR1",
+    "SIGUSR2",
+    "SIGHUP",
+)  # those that the system lacks are skipped
+
+
+class StopRequest:
+    """Within the context, the first signal asks for a stop and a second SIGINT exits at once with 130."""
+
+    def __init__(self) -> None:
+        self._requested = False
+        self._previous: dict[int, Any] = {}
+
+    def is_requested(self) -> bool:
+        """Whether a signal has come."""
+        return self._requested
+
+    def __enter__(self) -> StopRequest:
+        for name in NAMES:
+            number = getattr(signal, name, None)
+            if number is not None:
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._requested and number == signal.SIGINT:
+            raise SystemExit(130)
+        self._requested = True
+        print("stopping at the next safe point; once more to stop at once", file=sys.stderr)

@@ -1,0 +1,92 @@
+"""Named values as text: `preresnet18(width=16)` <-> a frozen dataclass. No torch, no code is run.
+
+Names resolve through an explicit dict, or as `package.module:Name` for a class of the user's own.
+Arguments are literals, typed by the dataclass.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+from bootstrap.errors import ConfigurationError
+
+
+def parse_spec(text: str, table: Mapping[str, type], what: str) -> Any:
+    """The value that `text` names; ConfigurationError with a suggestion if it names none."""
+    name, _, rest = text.strip().partition("(")
+    cls = _resolve(name.strip(), table, what)
+    arguments = _literal_arguments(text, rest, what)
+    hints = get_type_hints(cls)
+    known = {field.name for field in dataclasses.fields(cls)}
+    for key, value in arguments.items():
+        if key not in known:
+            raise ConfigurationError(
+                f"{what} {name!r} has no argument {key!r}{_did_you_mean(key, known)}"
+            )
+        arguments[key] = _typed(value, hints[key], f"{what} {name!r}: {key}")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise ConfigurationError(f"{what} {text!r}: {error}") from None
+
+
+def format_spec(value: Any, table: Mapping[str, type]) -> str:
+    """The text that `parse_spec` turns back into `value`; arguments at their default are left out."""
+    names = {cls: name for name, cls in table.items()}
+    name = names.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
+    arguments = [
+        f"{field.name}={getattr(value, field.name)!r}"
+        for field in dataclasses.fields(value)
+        if getattr(value, field.name) != field.default
+    ]
+    return f"{name}({', '.join(arguments)})" if arguments else name
+
+
+def _resolve(name: str, table: Mapping[str, type], what: str) -> type:
+    if name in table:
+        return table[name]
+    module, colon, attribute = name.partition(":")
+    if colon:
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ConfigurationError(f"{what} {name!r} cannot be imported: {error}") from None
+    raise ConfigurationError(
+        f"unknown {what} {name!r}{_did_you_mean(name, table)}; there are: {', '.join(table)}"
+    )
+
+
+def _literal_arguments(text: str, rest: str, what: str) -> dict[str, Any]:
+    if not rest:
+        return {}
+    try:
+        call = ast.parse(f"f({rest}", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+            raise ValueError("write name(key=value, ...)")
+        return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        raise ConfigurationError(
+            f"{what} {text!r}: arguments must be literals, name(key=value): {error}"
+        ) from None
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if getattr(hint, "__origin__", None) is tuple and isinstance(value, (list, tuple)):
+        return tuple(_typed(item, hint.__args__[0], where) for item in value)
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)
+    ):
+        raise ConfigurationError(f"{where}={value!r} must be a {hint.__name__}")
+    return value
+
+
+def _did_you_mean(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

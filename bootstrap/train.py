@@ -1,0 +1,215 @@
+"""The trainer: a generator of records. It knows no files, plots, command line or names of worlds.
+
+    state  = build_state(recipe, ...)
+    for record in train(recipe, world, pool, ...): ...
+
+Every draw is a function of (seed, step), so `state` is all that a stop and a resume need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bootstrap.batch import Batch, Normalisation, to_unit_range
+from bootstrap.checkpoint import load_optimizer_tensors, optimizer_tensors, prefixed, without_prefix
+from bootstrap.errors import NumericError
+from bootstrap.evaluate import evaluate
+from bootstrap.execution import Flags
+from bootstrap.pool import Pool
+from bootstrap.randomness import Stream, integers, torch_seed
+from bootstrap.recipe import EVERY_STEP_N, Recipe
+from bootstrap.records import Record, Scores, StepRecord
+from bootstrap.shards import Manifest
+from bootstrap.worlds import STREAM_START, SeedOrder, World
+
+
+@dataclass
+class TrainState:
+    """All that training changes: `tensors` and `meta` are a checkpoint, `load` takes them back."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    seed: int
+    is_seen: np.ndarray  # bool per pool sample
+    step: int = 0
+    ids_hash: str = hashlib.sha256().hexdigest()
+    samples_seen: int = 0
+    wall_s: float = 0.0
+    evaluation_s: float = 0.0
+
+    def note(self, ids: Int[np.ndarray, " batch"]) -> None:
+        """Count the ids that were fetched for a step."""
+        self.is_seen[ids - STREAM_START] = True
+        self.samples_seen += len(ids)
+        self.ids_hash = hashlib.sha256(
+            bytes.fromhex(self.ids_hash) + ids.astype("<i8").tobytes()
+        ).hexdigest()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Weights, buffers, optimiser state and the set of seen ids, flat."""
+        return {
+            **prefixed("model", self.model.state_dict()),
+            **optimizer_tensors(self.optimizer),
+            "is_seen": torch.from_numpy(np.packbits(self.is_seen)),
+        }
+
+    def meta(self) -> dict[str, Any]:
+        """What is not a tensor."""
+        names = ("step", "ids_hash", "samples_seen", "wall_s", "evaluation_s")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Become the state that `tensors` and `meta` describe."""
+        self.model.load_state_dict(without_prefix("model", tensors))
+        load_optimizer_tensors(self.optimizer, tensors)
+        self.is_seen = np.unpackbits(tensors["is_seen"].numpy(), count=len(self.is_seen)).astype(
+            bool
+        )
+        for name, value in meta.items():
+            setattr(self, name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probes:
+    """Training images that are scored on the grid: each named probe is the first n, until a step."""
+
+    batch: Batch
+    n: Mapping[str, int]
+    until_step: Mapping[str, int]
+
+    def active(self, step: int) -> list[str]:
+        """Names of the probes still wanted at `step`."""
+        return [name for name, until in self.until_step.items() if step < until]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What stays fixed while a world is trained."""
+
+    recipe: Recipe
+    world: World
+    pool: Pool
+    order: SeedOrder
+    test: Batch
+    probes: Probes | None
+    grid: frozenset[int]
+    flags: Flags
+
+    @property
+    def normalise(self) -> Normalisation:
+        """The data set's normalisation, on the run's device."""
+        manifest = self.pool.manifest
+        return Normalisation.of(manifest.mean, manifest.deviation, self.flags.torch_device)
+
+
+def build_state(
+    recipe: Recipe, manifest: Manifest, pool_n_samples: int, seed: int, flags: Flags
+) -> TrainState:
+    """Fresh weights that depend on the seed alone; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch_seed(seed, Stream.INIT))
+        model = recipe.model.build(manifest.image_shape, manifest.n_classes)
+    model = model.to(flags.torch_device, memory_format=torch.channels_last)
+    optimizer = recipe.optimizer.build(model.parameters())
+    if flags.compiled:
+        model.compile(dynamic=False)
+    return TrainState(
+        model=model, optimizer=optimizer, seed=seed, is_seen=np.zeros(pool_n_samples, dtype=bool)
+    )
+
+
+def train(
+    task: Task, state: TrainState, *, until_step: int, is_paused: Callable[[], bool] = lambda: False
+) -> Iterator[Record | StepRecord]:
+    """Train `state` in place up to `until_step`; yields at the evaluation grid, before the step that follows.
+
+    With until_step = n_steps the last evaluation is included; at an earlier stop, or when paused, the
+    state is whole and a later call goes on as if there had been no stop. NumericError (with the step)
+    if the loss is not finite; the update is then not made.
+    """
+    recipe, normalise = task.recipe, task.normalise
+
+    while True:
+        step, started = state.step, time.perf_counter()
+        if step < recipe.n_steps and (step >= until_step or is_paused()):
+            return
+        if step in task.grid:
+            record = _evaluate_on_grid(task, state, normalise)
+            state.evaluation_s += time.perf_counter() - started
+            state.wall_s += time.perf_counter() - started
+            yield record
+            started = time.perf_counter()
+        if step == recipe.n_steps:
+            return
+
+        ids = task.order.ids(task.world.positions(step, recipe.batch_size))
+        batch = Batch.from_columns(task.pool.rows(ids), task.flags.torch_device)
+        state.note(batch.ids)
+        on_test = _evaluate_this_step(task, state, normalise) if recipe.every_step else None
+
+        for group in state.optimizer.param_groups:
+            group["lr"] = recipe.lr_at(step)
+        x = recipe.augmentation.apply(to_unit_range(batch.images), normalise.mean, state.seed, step)
+        with task.flags.autocast():
+            logits = state.model(normalise(x))
+        loss = cross_entropy(logits.float(), batch.labels)
+        if not torch.isfinite(loss):
+            raise NumericError(
+                f"step {step}: the training loss is {loss.item()}; lower the learning rate"
+            )
+        loss.backward()
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+
+        state.step += 1
+        state.wall_s += time.perf_counter() - started
+        if on_test is not None:
+            batch_error = (logits.argmax(dim=1) != batch.labels).float().mean()
+            yield StepRecord(
+                step=step, test=on_test, batch_loss=loss.item(), batch_error=batch_error.item()
+            )
+
+
+def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -> Record:
+    is_last = state.step == task.recipe.n_steps
+    test = task.test if is_last else task.test.first(task.recipe.n_test_curve)
+    on_probes: dict[str, Scores] = {}
+    names = task.probes.active(state.step) if task.probes else []
+    if task.probes and names:
+        largest = task.probes.batch.first(max(task.probes.n[name] for name in names))
+        per_image = evaluate(state.model, largest, normalise, task.flags)
+        on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
+    return Record(
+        step=state.step,
+        samples_seen=state.samples_seen,
+        unique_samples_seen=int(state.is_seen.sum()),
+        ids_hash=state.ids_hash,
+        lr=task.recipe.lr_at(state.step),
+        test=evaluate(state.model, test, normalise, task.flags).mean(),
+        train=None,
+        probes=on_probes,
+        wall_s=state.wall_s,
+    )
+
+
+def _evaluate_this_step(task: Task, state: TrainState, normalise: Normalisation) -> Scores:
+    """Scores on 64 test images drawn by (seed, step), the same in both worlds."""
+    rows = integers(len(task.test), state.seed, Stream.EVERY_STEP_TEST, state.step, n=EVERY_STEP_N)
+    index = torch.from_numpy(rows).to(task.flags.torch_device)
+    drawn = Batch(
+        images=task.test.images[index], labels=task.test.labels[index], ids=task.test.ids[rows]
+    )
+    started = time.perf_counter()
+    scores = evaluate(state.model, drawn, normalise, task.flags, chunk=EVERY_STEP_N).mean()
+    state.evaluation_s += time.perf_counter() - started
+    return scores

@@ -1,0 +1,390 @@
+"""Is this data set, or this run, what it says it is? Reads everything, follows nothing. No torch.
+
+What cannot be seen from one shard is checked too: ids without gaps or overlaps, no image twice, and
+an order in which every block looks like a draw from the whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, UInt8, UInt64
+from scipy import stats
+
+from bootstrap.errors import DataError
+from bootstrap.files import canonical_json, file_sha256
+from bootstrap.runlog import read_rows
+from bootstrap.shards import (
+    SPLIT_START,
+    Columns,
+    Manifest,
+    ShardReader,
+    ShardRecord,
+    read_manifest,
+    read_record,
+    record_paths,
+    split_stop,
+)
+from bootstrap.worlds import BLOCK
+
+MIN_P_VALUE = 1e-6  # below it an order is not taken for an i.i.d. one
+MIN_EXPECTED = 5  # per cell, below which chi-square is not trusted (Cochran 1954)
+N_SHOWN = 5
+REPAIR = "run `deep-bootstrap verify --repair` on the folder, then make it again"
+REMAKE = "run the generate or import command that made the data set again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong, where, why, and what to do about it."""
+
+    what: str
+    file: str
+    row: int | None = None
+    why: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = self.file if self.row is None else f"{self.file} row {self.row}"
+        return f"{where}: {self.what} ({self.why}); {self.remedy}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a check found; `removed` names the files that repair deleted."""
+
+    folder: Path
+    n_shards: int = 0
+    n_samples: dict[str, int]  # per split, or per record file of a run
+    problems: tuple[Problem, ...]
+    removed: tuple[str, ...] = ()
+
+    def describe(self) -> str:
+        """What was looked at and how it came out, for people; problems are not listed."""
+        counts = ", ".join(f"{name} {n:,}" for name, n in self.n_samples.items() if n) or "nothing"
+        state = f"{len(self.problems)} problems" if self.problems else "valid"
+        lines = [f"{self.folder}: {state}: {counts}"]
+        if self.removed:
+            lines.append(f"removed {', '.join(self.removed)}; {REMAKE}")
+        return "\n".join(lines)
+
+    def raise_if_bad(self) -> None:
+        """DataError that shows the first problems, if there are any."""
+        if not self.problems:
+            return
+        lines = [str(problem) for problem in self.problems[:N_SHOWN]]
+        if len(self.problems) > N_SHOWN:
+            lines.append(f"and {len(self.problems) - N_SHOWN} more")
+        raise DataError(f"{self.folder}: {len(self.problems)} problems\n  " + "\n  ".join(lines))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedShard:
+    """What later checks need of a shard: 24 bytes an image."""
+
+    record: ShardRecord
+    labels: Int[np.ndarray, " n"]
+    hashes: UInt64[np.ndarray, "n 2"]
+
+
+def verify_data(folder: Path, *, repair: bool = False) -> Report:
+    """Check every shard of a data set and how they fit together.
+
+    `repair` deletes the shards and commit records that fail on their own, and nothing else: the
+    command that made the data set then makes them again.
+    """
+    problems: list[Problem] = []
+    manifest = _read_manifest(folder, problems)
+    records, failed = _read_records(folder, problems)
+    checked = []
+    for record in records:
+        found = _check_shard(folder, record, manifest)
+        if isinstance(found, Problem):
+            problems.append(found)
+            failed.add(Path(record.name).stem)
+        elif found is not None:
+            checked.append(found)
+    for split in SPLIT_START:
+        problems += _check_ids([r for r in records if r.split == split], split)
+    if manifest is not None:
+        for split in SPLIT_START:
+            shards = [shard for shard in checked if shard.record.split == split]
+            problems += _check_order(shards, split, manifest.n_classes)
+        problems += _check_duplicates(checked)
+        problems += _check_manifest(manifest, records)
+    return Report(
+        folder=folder,
+        n_shards=len(records),
+        n_samples={s: sum(r.n for r in records if r.split == s) for s in SPLIT_START},
+        problems=tuple(problems),
+        removed=_remove(folder, failed) if repair else (),
+    )
+
+
+def verify_run(folder: Path) -> Report:
+    """Check that the configuration and every record file of a run can be read, in step order."""
+    problems: list[Problem] = []
+    try:
+        if not isinstance(json.loads((folder / "pair.json").read_bytes()), dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        remedy = "restore it: without it the run can be neither read nor resumed"
+        what = "not the configuration of a pair"
+        problems.append(Problem(what=what, file="pair.json", why=str(error), remedy=remedy))
+    n_rows = {}
+    for path in sorted(folder.glob("seed-*/*.jsonl")):
+        name = str(path.relative_to(folder))
+        try:
+            rows = read_rows(path)
+            n_rows[name] = len(rows)
+            problems += _check_rows(name, rows)
+        except DataError as error:
+            problems.append(_bad_rows(name, None, str(error)))
+    return Report(folder=folder, n_samples=n_rows, problems=tuple(problems))
+
+
+def _check_rows(name: str, rows: list[dict[str, Any]]) -> list[Problem]:
+    for number, (before, row) in enumerate(pairwise(rows), start=2):
+        if row["step"] <= before["step"]:
+            why = f"step {row['step']} follows step {before['step']}"
+            return [_bad_rows(name, number, why)]
+        if row.get("samples_seen", 0) < before.get("samples_seen", 0):
+            why = f"samples_seen {row.get('samples_seen')} follows {before['samples_seen']}"
+            return [_bad_rows(name, number, why)]
+    return []
+
+
+def _bad_rows(name: str, row: int | None, why: str) -> Problem:
+    remedy = "move the file away and run the same compare command again"
+    return Problem(what="not a row of records", file=name, row=row, why=why, remedy=remedy)
+
+
+def _read_manifest(folder: Path, problems: list[Problem]) -> Manifest | None:
+    """The manifest, or None and a problem if it is not one that shards can be held against."""
+    try:
+        manifest = read_manifest(folder)
+        _check_values(manifest)
+    except (DataError, ValueError, TypeError) as error:
+        remedy = f"remove manifest.json if there is one, then {REMAKE}"
+        what = "not a manifest"
+        problems.append(Problem(what=what, file="manifest.json", why=str(error), remedy=remedy))
+        return None
+    return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    """ValueError or TypeError unless shape, classes and normalisation are possible."""
+    shape = manifest.image_shape
+    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f"image_shape {shape} is not (height, width, channel)")
+    if len(set(manifest.class_names)) != manifest.n_classes or not manifest.class_names:
+        raise ValueError("class_names must be names that differ")
+    numbers = np.array([manifest.mean, manifest.deviation], dtype=np.float64)
+    if numbers.shape != (2, shape[2]) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
+        raise ValueError(
+            "mean and deviation must be finite, one per channel, the deviation above 0"
+        )
+
+
+def _read_records(folder: Path, problems: list[Problem]) -> tuple[list[ShardRecord], set[str]]:
+    """The commit records that can be read, and the names of shards that have none."""
+    records, failed = [], set()
+    for split in SPLIT_START:
+        names = {path.stem for path in record_paths(folder, split)}
+        shards = {path.stem for path in folder.glob(f"{split}-*.h5")}
+        for name in sorted(shards - names):
+            what, why = "no commit record", "it was not finished, so it does not count"
+            problems.append(Problem(what=what, file=f"{name}.h5", why=why, remedy=REPAIR))
+            failed.add(name)
+        for path in record_paths(folder, split):
+            try:
+                records.append(read_record(path))
+            except DataError as error:
+                what = "not a commit record"
+                why = str(error.__cause__)
+                problems.append(Problem(what=what, file=path.name, why=why, remedy=REPAIR))
+                failed.add(path.stem)
+    return records, failed
+
+
+def _check_shard(
+    folder: Path, record: ShardRecord, manifest: Manifest | None
+) -> CheckedShard | Problem | None:
+    """The shard's labels and hashes, or the first thing wrong; None if there is no manifest."""
+
+    def problem(what: str, why: str, row: int | None = None) -> Problem:
+        return Problem(what=what, file=record.name, row=row, why=why, remedy=REPAIR)
+
+    path = folder / record.name
+    if not path.is_file():
+        return problem("no such file", "its commit record is there")
+    n_bytes = path.stat().st_size
+    if n_bytes != record.n_bytes:
+        return problem("wrong size", f"{n_bytes} bytes, its record says {record.n_bytes}")
+    sha256 = file_sha256(path)
+    if sha256 != record.sha256:
+        return problem("bytes have changed", f"sha256 {sha256}, its record says {record.sha256}")
+    if manifest is None:
+        return None
+    labels, hashes, are_all_constant = [], [], True
+    try:
+        with closing(ShardReader(folder, record, manifest.image_shape)) as reader:
+            for start in range(0, record.n, BLOCK):
+                rows = reader.rows(start, min(start + BLOCK, record.n))
+                bad = _bad_row(rows, manifest.n_classes)
+                if bad is not None:
+                    return problem("impossible value", bad[1], start + bad[0])
+                pixels = rows.images.reshape(len(rows), -1)
+                are_all_constant &= bool((pixels == pixels[:, :1]).all())
+                labels.append(rows.labels)
+                hashes.append(_hash(rows.images))
+    except DataError as error:
+        return problem("not a shard of this data set", str(error))
+    if are_all_constant:
+        return problem("only constant images", "every image has one value in all its pixels")
+    return CheckedShard(record=record, labels=np.concatenate(labels), hashes=np.concatenate(hashes))
+
+
+def _bad_row(rows: Columns, n_classes: int) -> tuple[int, str] | None:
+    """The first row that holds an impossible value, and which."""
+    columns = {"label": rows.labels, **rows.extra}
+    for name, column in columns.items():
+        if name in ("label", "teacher_label"):
+            bad = (column < 0) | (column >= n_classes)
+            rule = f"not in 0..{n_classes - 1}"
+        else:
+            bad, rule = ~np.isfinite(column), "not finite"
+        if bad.any():
+            row = int(bad.argmax())
+            return row, f"{name} {column[row]} of id {rows.ids[row]} is {rule}"
+    return None
+
+
+def _hash(images: UInt8[np.ndarray, "n height width channel"]) -> UInt64[np.ndarray, "n 2"]:
+    digests = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in images)
+    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
+
+
+def _check_ids(records: list[ShardRecord], split: str) -> list[Problem]:
+    """Shards of a split are numbered from 0 and their ids follow each other inside its range."""
+    next_id = SPLIT_START[split]
+    for index, record in enumerate(records):
+        if (record.index, record.first_id) != (index, next_id):
+            why = f"shard {index} should start at id {next_id}, this is the next that there is"
+            return [Problem(what="a gap in the ids", file=record.name, why=why, remedy=REMAKE)]
+        next_id = record.stop_id
+    if next_id > split_stop(split):
+        why = f"{split} ends before {split_stop(split)}"
+        name = records[-1].name
+        return [Problem(what="ids of another split", file=name, why=why, remedy=REMAKE)]
+    return []
+
+
+def _check_order(shards: list[CheckedShard], split: str, n_classes: int) -> list[Problem]:
+    """Chi-square over blocks: each must look like a draw from the whole split."""
+    p_above, p_below = order_p_values([shard.labels for shard in shards], n_classes)
+    if min(p_above, p_below) >= MIN_P_VALUE:
+        return []
+    how = "more" if p_above < p_below else "less"
+    why = (
+        f"class counts differ between blocks of {BLOCK:,} {how} than chance allows"
+        f" (chi-square p = {min(p_above, p_below):.1e})"
+    )
+    remedy = "`deep-bootstrap import` puts images into a random order; import them again"
+    what = "not in random order"
+    return [Problem(what=what, file=f"{split}-*.h5", why=why, remedy=remedy)]
+
+
+def order_p_values(labels: list[Int[np.ndarray, " n"]], n_classes: int) -> tuple[float, float]:
+    """Chance that an i.i.d. order has class counts that differ more, and less, between blocks.
+
+    (1, 1) if there are too few blocks or classes to tell. Sorted labels have the first near 0,
+    labels dealt in turn the second.
+    """
+    column = np.concatenate([*labels, np.empty(0, dtype=np.int64)])
+    n_blocks = len(column) // BLOCK
+    column = column[: n_blocks * BLOCK]
+    group = _class_groups(np.bincount(column, minlength=n_classes), MIN_EXPECTED * n_blocks)
+    n_groups = int(group.max()) + 1
+    if min(n_blocks, n_groups) < 2:
+        return 1.0, 1.0
+    cells = np.arange(len(column)) // BLOCK * n_groups + group[column]
+    counts = np.bincount(cells, minlength=n_blocks * n_groups).reshape(n_blocks, n_groups)
+    expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    freedom = (counts.shape[0] - 1) * (counts.shape[1] - 1)
+    return float(stats.chi2.sf(statistic, freedom)), float(stats.chi2.cdf(statistic, freedom))
+
+
+def _class_groups(totals: Int[np.ndarray, " classes"], least: int) -> Int[np.ndarray, " classes"]:
+    """The group of each class when neighbours are joined until every group has `least` members."""
+    group_of, group, size = np.zeros(len(totals), dtype=np.int64), 0, 0
+    for k, total in enumerate(totals):
+        group_of[k] = group
+        size += int(total)
+        if size >= least:
+            group, size = group + 1, 0
+    return np.minimum(group_of, max(group - 1, 0))  # what is left joins the last whole group
+
+
+def _check_duplicates(shards: list[CheckedShard]) -> list[Problem]:
+    """No image may be there twice, in one split or two."""
+    if not shards:
+        return []
+    hashes = np.concatenate([shard.hashes for shard in shards])
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal images stay in order of rows
+    is_again = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
+    again, before = order[1:][is_again], order[:-1][is_again]
+    starts = np.cumsum([0, *(shard.record.n for shard in shards)])
+    problems = []
+    for i in np.argsort(again)[:N_SHOWN]:
+        (shard, row), (first_shard, first_row) = (
+            _locate(shards, starts, int(index[i])) for index in (again, before)
+        )
+        problems.append(
+            Problem(
+                what=f"the image of {first_shard.name} row {first_row} again",
+                file=shard.name,
+                row=row,
+                why=f"{len(again)} images are there more than once; fresh samples must be new",
+                remedy="remove copies from the source and make the data set in another folder",
+            )
+        )
+    return problems
+
+
+def _locate(
+    shards: list[CheckedShard], starts: Int[np.ndarray, " shards+1"], index: int
+) -> tuple[ShardRecord, int]:
+    shard = int(np.searchsorted(starts, index, side="right")) - 1
+    return shards[shard].record, index - int(starts[shard])
+
+
+def _check_manifest(manifest: Manifest, records: list[ShardRecord]) -> list[Problem]:
+    """The manifest lists exactly the commit records that there are."""
+    listed = {shard.name: canonical_json(shard.to_json()) for shard in manifest.shards}
+    there = {record.name: canonical_json(record.to_json()) for record in records}
+    differing = sorted(n for n in listed.keys() | there.keys() if listed.get(n) != there.get(n))
+    if not differing:
+        return []
+    name = differing[0]
+    state = "another record" if name in listed and name in there else "no record"
+    why = f"{len(differing)} differ; {name} has {state} {'there' if name in listed else 'in it'}"
+    what = "does not agree with the commit records"
+    return [Problem(what=what, file="manifest.json", why=why, remedy=REMAKE)]
+
+
+def _remove(folder: Path, names: set[str]) -> tuple[str, ...]:
+    """Delete the record first: a shard without one does not count."""
+    paths = [folder / f"{name}{suffix}" for name in sorted(names) for suffix in (".json", ".h5")]
+    removed = [path for path in paths if path.exists()]
+    for path in removed:
+        path.unlink()
+    return tuple(path.name for path in removed)

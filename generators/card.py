@@ -1,0 +1,109 @@
+"""The data card: a README.md and a picture beside every data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from bootstrap.files import replace
+from bootstrap.pool import Pool
+from bootstrap.shards import Columns, Manifest
+
+N_PER_CLASS = 10
+ENLARGED_PX = 48  # side of an image in the picture
+
+
+def write_card(folder: Path, manifest: Manifest) -> None:
+    """Write README.md and samples.png into a data set's folder."""
+    split = next(name for name in ("test", "stream", "reference") if manifest.n(name))
+    pool = Pool(folder, split, manifest)
+    columns = pool.first(10_000)
+    pool.close()
+    picture = samples_by_class(columns, manifest.n_classes)
+    picture.save(folder / "samples.png")
+    replace(folder / "README.md", card_text(folder, manifest, split, columns).encode())
+
+
+def samples_by_class(columns: Columns, n_classes: int) -> Image.Image:
+    """The first ten images of each class, a row a class (at most ten classes)."""
+    shown = range(min(n_classes, 10))
+    rows = [np.flatnonzero(columns.labels == k)[:N_PER_CLASS] for k in shown]
+    blank = np.full_like(columns.images[:1], 255)
+    padded = [
+        np.concatenate([columns.images[row], np.repeat(blank, N_PER_CLASS - len(row), axis=0)])
+        for row in rows
+    ]
+    return grid_image(np.concatenate(padded), N_PER_CLASS)
+
+
+def grid_image(images: UInt8[np.ndarray, "n height width channel"], n_columns: int) -> Image.Image:
+    """Images side by side, enlarged without smoothing, two pixels of white between them."""
+    n, height, width, channels = images.shape
+    scale = max(1, ENLARGED_PX // max(height, width))
+    big = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    big = np.pad(big, ((0, 0), (0, 2), (0, 2), (0, 0)), constant_values=255)
+    n_rows = -(-n // n_columns)
+    canvas = np.full((n_rows * n_columns, *big.shape[1:]), 255, dtype=np.uint8)
+    canvas[:n] = big
+    tiled = canvas.reshape(n_rows, n_columns, *big.shape[1:]).swapaxes(1, 2)
+    whole = tiled.reshape(n_rows * big.shape[1], n_columns * big.shape[2], channels)
+    return Image.fromarray(whole[:, :, 0] if channels == 1 else whole)
+
+
+def card_text(folder: Path, manifest: Manifest, split: str, columns: Columns) -> str:
+    """The card in Markdown."""
+    counts = np.bincount(columns.labels, minlength=manifest.n_classes)
+    lines = [
+        f"# {manifest.name}",
+        "",
+        f"{manifest.n('stream'):,} stream, {manifest.n('test'):,} test and {manifest.n('reference'):,} reference"
+        f" images of {'x'.join(map(str, manifest.image_shape))}, {manifest.n_classes} classes; labels: {manifest.label_source}.",
+        "",
+        "![ten samples of each class](samples.png)",
+        "",
+        "| | |",
+        "|---|---|",
+        *[f"| {key} | `{json.dumps(value)}` |" for key, value in manifest.generator.items()],
+        f"| mean, deviation per channel | {_numbers(manifest.mean)}; {_numbers(manifest.deviation)} |",
+        "",
+        f"Class balance over {len(columns):,} images of `{split}`: smallest {counts.min():,}, largest {counts.max():,}.",
+        *_teacher_lines(columns),
+        *_quality_lines(folder),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _teacher_lines(columns: Columns) -> list[str]:
+    lines = []
+    if "confidence" in columns.extra:
+        lines.append(
+            f"The teacher's mean confidence in its label: {columns.extra['confidence'].mean():.3f}."
+        )
+    if "agreed" in columns.extra:
+        attempts, agreed = columns.extra["attempt"], columns.extra["agreed"]
+        lines.append(
+            f"Teacher and class agree at the first attempt for {(agreed & (attempts == 0)).mean():.3f} of the ids,"
+            f" in the end for {agreed.mean():.3f}; the others keep attempt 0."
+        )
+    return lines
+
+
+def _quality_lines(folder: Path) -> list[str]:
+    path = folder / "quality.json"
+    if not path.exists():
+        return []
+    quality: dict[str, Any] = json.loads(path.read_bytes())
+    error = quality["cross_test_error"]["generated_to_real"]
+    return [
+        "",
+        f"Error on real test images of a network trained on this data set only: **{error:.3f}** ({quality['protocol']}).",
+    ]

@@ -1,0 +1,240 @@
+"""What the generator's commands do, as plain functions that yield lines of progress."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from bootstrap.augment import CropFlip
+from bootstrap.checkpoint import keep_latest, read_latest, write_checkpoint
+from bootstrap.environment import hardware
+from bootstrap.errors import Interrupted
+from bootstrap.execution import Flags
+from bootstrap.files import pretty_json
+from bootstrap.files import replace as replace_file
+from bootstrap.models import PreActResNet18
+from bootstrap.optimizers import SGD, Cosine
+from bootstrap.options import Execution
+from bootstrap.pair import Control, run_real
+from bootstrap.recipe import Recipe
+from bootstrap.runlog import load_run, real_name
+from bootstrap.shards import read_manifest
+from generators.card import grid_image, write_card
+from generators.denoiser import read_denoiser, write_denoiser
+from generators.label import write_teacher
+from generators.quality import generated_to_real
+from generators.sample import SamplerConfig, noise_of_ids, solve, to_uint8
+from generators.sources import npz_parts, read_npz
+from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
+
+GRID_SAMPLER = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGeneratorOptions:
+    """Fit the denoiser to real images; running it again goes on where it stopped."""
+
+    images: Path
+    """a folder of npz parts with the keys X (uint8 NHWC) and Y"""
+    pattern: str = "train-*.npz"
+    """which of its files to train on"""
+    work: Path = Path("work/denoiser")
+    """checkpoints, snapshots and the progress log"""
+    init: Path | None = None
+    """start from these weights, e.g. the shipped ones"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    snapshot_minutes: float = 10.0
+    """averaged weights and a sample grid this often"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: DenoiserRecipe = field(default_factory=DenoiserRecipe)
+
+
+def run_train_generator(
+    options: TrainGeneratorOptions, flags: Flags, is_interrupted: Callable[[], bool]
+) -> Iterator[str]:
+    """Train, with a line of progress now and then; weights end up in <work>/denoiser.safetensors."""
+    data = read_npz(npz_parts(options.images, options.pattern))
+    config = replace(
+        options.recipe.config, image_shape=data.images.shape[1:], class_names=data.class_names
+    )
+    recipe = replace(options.recipe, config=config)
+    initial = read_denoiser(options.init) if options.init else None
+    state = build_state(recipe, flags.torch_device, initial)
+    found = read_latest(options.work, "denoiser")
+    if found:
+        state.load(found[0], **found[1])
+        yield f"going on from {state.step * recipe.batch_size:,} images seen"
+    if flags.compiled:
+        state.model.compile(dynamic=False)
+
+    started, snapshot_at = time.monotonic(), time.monotonic()
+    limit_s = 60 * options.max_minutes if options.max_minutes else float("inf")
+
+    def is_over() -> bool:
+        return is_interrupted() or time.monotonic() - started > limit_s
+
+    for record in train_denoiser(
+        recipe, data, state, precision=flags.dtype, is_interrupted=is_over
+    ):
+        left_s = (recipe.n_images_seen - record.images_seen) / record.images_per_s
+        yield (
+            f"{record.images_seen:>9,} images  loss {record.loss:.4f}  lr {record.lr:.2e}"
+            f"  {record.images_per_s:.0f} images/s  {left_s / 60:.0f} min left"
+        )
+        if time.monotonic() - snapshot_at > 60 * options.snapshot_minutes or is_over():
+            write_snapshot(options, recipe, state, flags)
+            snapshot_at = time.monotonic()
+    write_snapshot(options, recipe, state, flags)
+    if state.step < recipe.n_steps:
+        raise Interrupted(
+            f"{options.work}: stopped at {state.step * recipe.batch_size:,} images; run it again"
+        )
+    yield f"{options.work / 'denoiser.safetensors'}: {recipe.n_images_seen:,} images seen"
+
+
+def write_snapshot(
+    options: TrainGeneratorOptions, recipe: DenoiserRecipe, state: DenoiserState, flags: Flags
+) -> None:
+    """Checkpoint, averaged weights and a grid of samples, ten of each class."""
+    write_checkpoint(options.work, "denoiser", state.step, state.tensors(), state.meta())
+    keep_latest(options.work, "denoiser")
+    card = {
+        "images_seen": state.step * recipe.batch_size,
+        "train_s": round(state.train_s),
+        "hardware": hardware(flags.device),
+        "execution": flags.describe(),
+        "init": str(options.init) if options.init else None,
+        "recipe": asdict(recipe),
+    }
+    write_denoiser(options.work / "denoiser.safetensors", state.ema, card)
+    n_classes = recipe.config.n_classes
+    labels = np.repeat(np.arange(n_classes), 10)
+    noise = noise_of_ids(
+        np.arange(len(labels)), np.zeros_like(labels), recipe.config.image_shape, seed=0
+    )
+    device = flags.torch_device
+    images = solve(
+        state.ema,
+        torch.from_numpy(noise).to(device),
+        torch.from_numpy(labels).to(device),
+        GRID_SAMPLER,
+        flags,
+    )
+    grid_image(to_uint8(images), n_columns=10).save(options.work / f"samples-{state.step:06d}.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTeacherOptions:
+    """Fit the labelling classifier to real images, as an ordinary real-world run."""
+
+    data: Path
+    """a data set of real images, made by `deep-bootstrap import`"""
+    weights: Path = Path("work/teacher.safetensors")
+    """where the teacher goes"""
+    out: Path = Path("work/teacher-run")
+    """where its run goes"""
+    width: int = 32
+    n_passes: float = 13.0
+    batch_size: int = 128
+    lr: float = 0.2
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    execution: Execution = field(default_factory=Execution)
+
+
+def run_train_teacher(
+    options: TrainTeacherOptions, flags: Flags, is_interrupted: Callable[[], bool]
+) -> Iterator[str]:
+    """Train on the whole stream of real images; the error on the real test images ends up on the card."""
+    manifest = read_manifest(options.data)
+    recipe = Recipe(
+        model=PreActResNet18(width=options.width),
+        optimizer=SGD(lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        schedule=Cosine(warmup_fraction=0.15),
+        augmentation=CropFlip(),
+        n_steps=int(options.n_passes * manifest.n_stream / options.batch_size),
+        batch_size=options.batch_size,
+        n_test_curve=1_024,
+    )
+    yield from fit_classifier(
+        recipe,
+        options.data,
+        options.out,
+        options.weights,
+        flags,
+        is_interrupted,
+        options.max_minutes,
+    )
+
+
+def fit_classifier(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    weights: Path,
+    flags: Flags,
+    is_interrupted: Callable[[], bool],
+    max_minutes: float | None = None,
+) -> Iterator[str]:
+    """Train one classifier on a data set's whole stream and save it with a card."""
+    manifest = read_manifest(data)
+    deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+    control = Control(is_interrupted=lambda: is_interrupted() or time.monotonic() > deadline)
+    yield f"{recipe.n_steps:,} steps of {recipe.batch_size} on {manifest.n_stream:,} images ({flags.describe()})"
+    folder = run_real(recipe, data, out, n_samples=manifest.n_stream, flags=flags, control=control)
+    run, name = load_run(folder), real_name(manifest.n_stream)
+    last = run.rows(0, name)[-1]
+    model = recipe.model.build(manifest.image_shape, manifest.n_classes)
+    model.load_state_dict(load_file(folder / "seed-0" / f"{name}.safetensors"))
+    card: dict[str, Any] = {
+        "model": recipe.to_json()["model"],
+        "recipe": recipe.to_json(),
+        "image_shape": manifest.image_shape,
+        "n_classes": manifest.n_classes,
+        "mean": manifest.mean,
+        "deviation": manifest.deviation,
+        "data": manifest.name,
+        "test_error": last["test_error"],
+        "n_test": manifest.n("test"),
+        "wall_s": round(last["wall_s"]),
+        "hardware": run.config["environment"]["hardware"],
+        "execution": flags.describe(),
+    }
+    write_teacher(weights, model, card)
+    yield f"{weights}: test error {last['test_error']:.4f} on {manifest.n('test'):,} images, {last['wall_s']:.0f} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class QualityOptions:
+    """Train a classifier on generated samples only and test it on real images."""
+
+    data: Path
+    """the generated data set"""
+    real: Path
+    """a data set of real images, made by `deep-bootstrap import`; its test split is used"""
+    n_train: int = 50_000
+    """samples to train on (as many whole blocks as there are, if fewer)"""
+    n_passes: float = 6.0
+    width: int = 16
+    execution: Execution = field(default_factory=Execution)
+
+
+def run_quality(options: QualityOptions, flags: Flags) -> Iterator[str]:
+    """Write quality.json and the data card with `cross_test_error.generated_to_real`."""
+    manifest = read_manifest(options.data)
+    result = generated_to_real(
+        options.data, options.real, options.n_train, options.n_passes, options.width, flags
+    )
+    path = options.data / "quality.json"
+    replace_file(path, pretty_json(result))
+    write_card(options.data, manifest)
+    error = result["cross_test_error"]["generated_to_real"]
+    yield f"{path}: error on real test images, trained on generated ones only: {error:.4f}"

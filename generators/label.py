@@ -1,0 +1,95 @@
+"""Labels: the class a sample was asked for, and what a teacher says of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import nn
+
+from bootstrap.batch import Normalisation, to_unit_range
+from bootstrap.errors import DataError
+from bootstrap.execution import Flags
+from bootstrap.files import file_sha256
+from bootstrap.models import MODELS
+from bootstrap.randomness import Stream, integers
+from bootstrap.spec import parse_spec
+from bootstrap.worlds import BLOCK
+
+LabelMode = Literal["conditional", "teacher", "agree"]
+MAX_ATTEMPTS = 16  # of mode `agree`; an id that never agrees keeps attempt 0
+
+
+def class_of_ids(
+    ids: Int[np.ndarray, " n"], n_classes: int, seed: int = 0
+) -> Int[np.ndarray, " n"]:
+    """The class of each id: i.i.d. uniform draws, a function of the id alone."""
+    labels = np.empty(len(ids), dtype=np.int64)
+    blocks, offsets = np.divmod(ids, BLOCK)
+    for block in np.unique(blocks):
+        draws = integers(n_classes, seed, Stream.SAMPLE_CLASS, int(block), n=BLOCK)
+        labels[blocks == block] = draws[offsets[blocks == block]]
+    return labels
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained classifier with its normalisation; `probabilities` is what it thinks of images."""
+
+    model: nn.Module
+    normalise: Normalisation
+    flags: Flags
+    sha256: str
+    temperature: float = 1.0
+
+    @torch.no_grad()
+    def probabilities(
+        self, images: UInt8[np.ndarray, "n height width channel"]
+    ) -> Float[np.ndarray, "n classes"]:
+        """Class probabilities of each image, float32."""
+        x = torch.from_numpy(images).to(self.flags.torch_device)
+        with self.flags.autocast():
+            logits = self.model(self.normalise(to_unit_range(x))).float()
+        return (logits / self.temperature).softmax(dim=1).cpu().numpy()
+
+
+def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
+    """Save weights as float16 safetensors; `card` holds model, image_shape, n_classes, mean, deviation."""
+    from safetensors.torch import save
+
+    from bootstrap.files import replace
+
+    weights = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+    replace(path, save(weights, metadata={"card": json.dumps(card)}))
+
+
+def read_teacher(path: Path, flags: Flags) -> Teacher:
+    """A teacher from a file of `write_teacher`, ready to label; DataError if there is none."""
+    from safetensors import safe_open
+
+    if not path.exists():
+        raise DataError(f"{path}: no teacher there; train one with `deep-bootstrap train-teacher`")
+    with safe_open(str(path), framework="pt") as file:
+        card = json.loads(file.metadata()["card"])
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    model = parse_spec(card["model"], MODELS, "model").build(
+        tuple(card["image_shape"]), card["n_classes"]
+    )
+    model.load_state_dict(
+        {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+    )
+    model = (
+        model.to(flags.torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    )
+    if flags.compiled:
+        model.compile(dynamic=False)
+    normalise = Normalisation.of(tuple(card["mean"]), tuple(card["deviation"]), flags.torch_device)
+    return Teacher(model, normalise, flags, file_sha256(path), card.get("temperature", 1.0))

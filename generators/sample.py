@@ -1,0 +1,222 @@
+"""Ids to images: noise keyed by (id, attempt), a few steps of a diffusers solver, uint8 out.
+
+Batches always have the same shape, so an image does not depend on what it is sampled with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from bootstrap.errors import ConfigurationError, DataError, NumericError
+from bootstrap.execution import Flags
+from bootstrap.files import file_sha256
+from bootstrap.randomness import Stream, normals
+from generators.denoiser import Denoiser, read_denoiser
+
+SOLVERS = ("euler", "dpm++", "unipc")
+SAMPLE_BATCH = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerConfig:
+    """How images are drawn from a denoiser; guidance 1 asks the denoiser once a step, more asks it twice."""
+
+    solver: str = "dpm++"
+    n_steps: int = 8
+    guidance: float = 1.0
+    shift: float = 1.0  # above 1: more of the steps at high noise (Esser et al. 2024, equation 23)
+
+    @property
+    def nfe(self) -> int:
+        """Function evaluations of the denoiser for one image."""
+        return self.n_steps * (1 if self.guidance == 1 else 2)
+
+
+def build_scheduler(config: SamplerConfig) -> Any:
+    """The diffusers scheduler, its time steps set."""
+    if config.solver == "euler":
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=config.shift)
+    elif config.solver == "dpm++":
+        scheduler = DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=config.shift,
+            solver_order=2,
+        )
+    else:
+        scheduler = UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=config.shift,
+            solver_order=2,
+        )
+    scheduler.set_timesteps(config.n_steps)
+    return scheduler
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoiser, noise: Float[Tensor, "batch channel height width"], labels: Int[Tensor, " batch"],
+    config: SamplerConfig, flags: Flags,
+) -> Float[Tensor, "batch channel height width"]:  # fmt: skip
+    """Integrate the flow from noise to images in [-1, 1], with classifier-free guidance (Ho and Salimans 2022)."""
+    scheduler = build_scheduler(config)
+    x = noise * scheduler.sigmas[0].item()
+    null = torch.full_like(labels, denoiser.null_label)
+    for t in scheduler.timesteps:
+        time = torch.full(
+            (len(x),), float(t) / scheduler.config.num_train_timesteps, device=x.device
+        )
+        with flags.autocast():
+            velocity = denoiser(x, time, labels).float()
+            if config.guidance != 1:
+                unconditional = denoiser(x, time, null).float()
+                velocity = unconditional + config.guidance * (velocity - unconditional)
+        x = scheduler.step(velocity, t, x, return_dict=False)[0]
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSpec:
+    """A diffusion source as text, e.g. diffusion(weights='small-v1.safetensors', n_steps=8, guidance=2.0)."""
+
+    weights: str = "small-v1.safetensors"  # a path, or a name among the shipped weights
+    solver: str = "dpm++"
+    n_steps: int = 8
+    guidance: float = 1.0
+    shift: float = 1.0
+    seed: int = 0
+
+    def build(self, shipped: Path, flags: Flags) -> DiffusionSource:
+        """The source; DataError if the weights are not there, ConfigurationError for an unknown solver."""
+        if self.solver not in SOLVERS:
+            raise ConfigurationError(f"solver {self.solver!r}: use one of {', '.join(SOLVERS)}")
+        path = Path(self.weights) if Path(self.weights).exists() else shipped / self.weights
+        if not path.exists():
+            raise DataError(
+                f"{path}: no such weights; train some with `deep-bootstrap train-generator`"
+            )
+        config = SamplerConfig(
+            solver=self.solver, n_steps=self.n_steps, guidance=self.guidance, shift=self.shift
+        )
+        return DiffusionSource(path=path, config=config, flags=flags, seed=self.seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionSource:
+    """Images of a denoiser with fixed weights."""
+
+    path: Path
+    config: SamplerConfig
+    flags: Flags
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """A data set is named after the weights that made it."""
+        return self.path.stem
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The denoiser, in eval mode on the device."""
+        denoiser = read_denoiser(self.path).to(
+            self.flags.torch_device, memory_format=torch.channels_last
+        )
+        denoiser.eval().requires_grad_(False)
+        if self.flags.compiled:
+            denoiser.compile(dynamic=False)
+        return denoiser
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channel."""
+        return self.denoiser.config.image_shape
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class, from the weights' card."""
+        return self.denoiser.config.class_names
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides every byte, on hardware of one kind."""
+        return {
+            "source": "diffusion",
+            "weights": self.path.name,
+            "weights_sha256": file_sha256(self.path),
+            "sampler": vars(self.config),
+            "seed": self.seed,
+            "execution": self.flags.to_json(),
+            "torch": torch.__version__,
+        }
+
+    def sample(
+        self,
+        ids: Int[np.ndarray, " n"],
+        labels: Int[np.ndarray, " n"],
+        attempts: Int[np.ndarray, " n"],
+    ) -> UInt8[np.ndarray, "n height width channel"]:
+        """The image of each (id, label, attempt), in batches of one fixed shape."""
+        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
+        for start in range(0, len(ids), SAMPLE_BATCH):
+            rows = slice(start, min(start + SAMPLE_BATCH, len(ids)))
+            images[rows] = self._sample_batch(ids[rows], labels[rows], attempts[rows])
+        return images
+
+    def _sample_batch(
+        self, ids: np.ndarray, labels: np.ndarray, attempts: np.ndarray
+    ) -> np.ndarray:
+        n, device = len(ids), self.flags.torch_device
+        padded = [
+            np.concatenate([a, np.repeat(a[:1], SAMPLE_BATCH - n)]) for a in (ids, labels, attempts)
+        ]
+        noise = torch.from_numpy(
+            noise_of_ids(padded[0], padded[2], self.image_shape, self.seed)
+        ).to(device)
+        label = torch.from_numpy(padded[1]).to(device)
+        x = solve(self.denoiser, noise, label, self.config, self.flags)[:n]
+        if not torch.isfinite(x).all():  # bf16 may have overflowed: once more, in full precision
+            exact = Flags(**{**vars(self.flags), "precision": "fp32"})
+            x = solve(self.denoiser, noise, label, self.config, exact)[:n]
+        is_bad = ~torch.isfinite(x).flatten(1).all(dim=1)
+        if is_bad.any():
+            raise NumericError(
+                f"ids {ids[is_bad.cpu().numpy()].tolist()}: the sampler returned NaN or infinity"
+            )
+        return to_uint8(x)
+
+
+def noise_of_ids(
+    ids: Int[np.ndarray, " n"],
+    attempts: Int[np.ndarray, " n"],
+    image_shape: tuple[int, int, int],
+    seed: int,
+) -> Float[np.ndarray, "n channel height width"]:
+    """Standard normal noise of each (id, attempt), made on the CPU because accelerators' generators differ."""
+    height, width, channels = image_shape
+    size = height * width * channels
+    rows = [
+        normals(seed, Stream.SAMPLE_NOISE, int(i), int(a), n=size)
+        for i, a in zip(ids, attempts, strict=True)
+    ]
+    return np.stack(rows).reshape(len(ids), channels, height, width)
+
+
+def to_uint8(
+    x: Float[Tensor, "n channel height width"],
+) -> UInt8[np.ndarray, "n height width channel"]:
+    """[-1, 1] -> uint8 NHWC, clamped and rounded; the input must be finite (NaN would become black)."""
+    scaled = ((x.float() + 1) * 127.5).clamp(0, 255).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,0 +1,276 @@
+"""Real labelled images: npz parts, a torchvision data set or an image folder.
+
+All of them become one `LabelledImages` value. Sizes are read from headers before anything is
+allocated, and no pickle is read.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+
+from bootstrap.errors import ConfigurationError, DataError
+
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+MAX_CLASSES = 65_536
+# how many times larger than its file an array may be; deflate's bound follows from its code lengths
+MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1_032}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledImages:
+    """Images uint8 (n, height, width, channel), labels int64 (n,), and the names of the classes."""
+
+    images: UInt8[np.ndarray, "n height width channel"]
+    labels: Int[np.ndarray, " n"]
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4:
+            raise ValueError(
+                f"images are {self.images.dtype} {self.images.shape}; they must be uint8"
+                " (n, height, width, channel): convert them first, nothing is rescaled silently"
+            )
+        if len(self.labels) != len(self.images):
+            raise ValueError(f"{len(self.labels)} labels for {len(self.images)} images")
+        check_labels(self.labels, len(self.class_names))
+
+
+def check_labels(labels: Int[np.ndarray, " n"], n_classes: int, first_row: int = 0) -> None:
+    """ValueError naming the first row whose label is not an integer in range(n_classes)."""
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(f"labels are {labels.dtype}; they must be integers in 0..{n_classes - 1}")
+    bad = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if len(bad):
+        raise ValueError(
+            f"row {first_row + bad[0]}: label {labels[bad[0]]} is not in 0..{n_classes - 1}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzPart:
+    """One npz file with the keys X (uint8 images, NHWC) and Y (integers); known by its headers."""
+
+    path: Path
+    n: int
+    image_shape: tuple[int, int, int]
+    crc32: str = ""  # of X and Y as the archive states them: tells parts apart without reading them
+
+    @classmethod
+    def open(cls, path: Path) -> NpzPart:
+        """Read the headers of X and Y; DataError if they are not what a part holds."""
+        with _explained(path), zipfile.ZipFile(path) as archive:
+            n_bytes = path.stat().st_size
+            x_shape, x_dtype = _npy_header(archive, "X", n_bytes)
+            y_shape, y_dtype = _npy_header(archive, "Y", n_bytes)
+            crc32 = " ".join(f"{archive.getinfo(f'{key}.npy').CRC:08x}" for key in ("X", "Y"))
+        if x_dtype != np.uint8 or len(x_shape) != 4 or 0 in x_shape:
+            raise DataError(
+                f"{path}: X is {x_dtype} {x_shape}; it must be uint8 (n, height, width, channel):"
+                " convert it first, nothing is rescaled silently"
+            )
+        n, height, width, channel = x_shape
+        if not np.issubdtype(y_dtype, np.integer) or y_shape not in ((n,), (n, 1)):
+            raise DataError(
+                f"{path}: Y is {y_dtype} {y_shape}; it must be {n} integers, one per image"
+            )
+        return cls(path=path, n=n, image_shape=(height, width, channel), crc32=crc32)
+
+    def labels(self) -> Int[np.ndarray, " n"]:
+        """All labels, int64."""
+        with self._member("Y") as member:
+            _, _, dtype = _read_header(member)
+            content = _read_exactly(member, self.n * dtype.itemsize)
+        return np.frombuffer(content, dtype=dtype).astype(np.int64)
+
+    def chunks(self, n_rows: int) -> Iterator[UInt8[np.ndarray, "rows height width channel"]]:
+        """The images in order, `n_rows` at a time, without ever holding the whole array."""
+        row_bytes = math.prod(self.image_shape)
+        with self._member("X") as member:
+            _read_header(member)
+            for start in range(0, self.n, n_rows):
+                rows = min(n_rows, self.n - start)
+                content = _read_exactly(member, rows * row_bytes)
+                yield np.frombuffer(content, dtype=np.uint8).reshape(rows, *self.image_shape)
+
+    @contextmanager
+    def _member(self, key: str) -> Iterator[IO[bytes]]:
+        with (
+            _explained(self.path),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(f"{key}.npy") as member,
+        ):
+            yield member
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what zipfile, zlib and numpy raise for a damaged archive into one DataError."""
+    damaged = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file") from None
+    except damaged as error:
+        raise DataError(f"{path}: {error}; copy the file again or repack it") from error
+
+
+def _npy_header(
+    archive: zipfile.ZipFile, key: str, archive_bytes: int
+) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of an array, checked against what the archive holds before any is read."""
+    if f"{key}.npy" not in archive.namelist():
+        raise ValueError(f"no array {key}; parts hold X (images) and Y (labels)")
+    member = archive.getinfo(f"{key}.npy")
+    if member.compress_type not in MAX_RATIO:
+        raise ValueError(f"{key} is compressed in a way that numpy does not write")
+    # a part on disk cannot expand to more than this, so a larger size is a lie
+    if member.file_size > MAX_RATIO[member.compress_type] * archive_bytes:
+        raise ValueError(f"{key} claims {member.file_size} bytes, more than the file can hold")
+    with archive.open(member) as file:
+        shape, is_fortran, dtype = _read_header(file)
+        n_bytes = member.file_size - file.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{key} holds Python objects; they are never unpickled")
+    if is_fortran and len(shape) > 1:
+        raise ValueError(f"{key} is in Fortran order; save it with np.ascontiguousarray")
+    promised = dtype.itemsize * math.prod(shape)
+    if promised != n_bytes or any(side < 0 for side in shape):
+        raise ValueError(f"the header of {key} promises {promised} bytes, there are {n_bytes}")
+    return tuple(int(side) for side in shape), dtype
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    return np.lib.format.read_array_header_2_0(member)  # 3.0 differs in field names only
+
+
+def _read_exactly(member: IO[bytes], n_bytes: int) -> bytes:
+    content = bytearray()
+    while len(content) < n_bytes:
+        piece = member.read(min(n_bytes - len(content), 1 << 24))
+        if not piece:
+            raise ValueError(f"the file ends {n_bytes - len(content)} bytes early")
+        content += piece
+    return bytes(content)
+
+
+def npz_parts(folder: Path, pattern: str = "*.npz") -> tuple[NpzPart, ...]:
+    """The parts in `folder` in the order of their names; DataError if there is none."""
+    paths = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    if not paths:
+        raise DataError(f"{folder}: no {pattern} there; give the folder that holds the npz parts")
+    return tuple(NpzPart.open(path) for path in paths)
+
+
+def read_npz(
+    parts: tuple[NpzPart, ...], class_names: tuple[str, ...] | None = None
+) -> LabelledImages:
+    """All parts in memory (CIFAR-10 is 150 MB)."""
+    labels = np.concatenate([part.labels() for part in parts])
+    images = np.concatenate([chunk for part in parts for chunk in part.chunks(10_000)])
+    if class_names is None:
+        class_names = numbered_classes(labels, parts[0].image_shape)
+    return LabelledImages(images=images, labels=labels, class_names=class_names)
+
+
+def numbered_classes(
+    labels: Int[np.ndarray, " n"], image_shape: tuple[int, int, int]
+) -> tuple[str, ...]:
+    """Names for classes that have only numbers: CIFAR-10's for what looks like it, else digits."""
+    n_classes = int(labels.max()) + 1
+    if n_classes > MAX_CLASSES:
+        row = int(labels.argmax())
+        raise DataError(f"row {row}: label {labels[row]}; at most {MAX_CLASSES:,} classes are read")
+    if n_classes == 10 and image_shape == (32, 32, 3):
+        return CIFAR10_CLASSES
+    return tuple(str(k) for k in range(n_classes))
+
+
+def read_image_folder(folder: Path, side: int) -> LabelledImages:
+    """`folder/<class>/<image>`, centre-cropped to a square and resized to `side` pixels, RGB."""
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    files = [
+        (label, path)
+        for label, name in enumerate(classes)
+        for path in sorted((folder / name).iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not files:
+        raise DataError(f"{folder}: no <class>/<image> files there")
+    images = np.empty((len(files), side, side, 3), dtype=np.uint8)
+    for row, (_, path) in enumerate(files):
+        images[row] = _read_square(path, side)
+    labels = np.array([label for label, _ in files], dtype=np.int64)
+    return LabelledImages(images=images, labels=labels, class_names=tuple(classes))
+
+
+def _read_square(path: Path, side: int) -> UInt8[np.ndarray, "side side 3"]:
+    try:
+        with Image.open(path) as image:
+            return _square(image.convert("RGB"), side)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path}: not an image that can be read ({error}); remove it") from error
+
+
+def _square(image: Image.Image, side: int) -> UInt8[np.ndarray, "side side 3"]:
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    square = image.crop((left, top, left + edge, top + edge))
+    # averaging when it shrinks: other filters ring or alias, and either is a texture to learn
+    resample = Image.Resampling.BOX if edge >= side else Image.Resampling.BICUBIC
+    return np.asarray(square.resize((side, side), resample))
+
+
+def read_torchvision(name: str, root: Path, train: bool) -> LabelledImages:
+    """A torchvision classification set that is already on disk; nothing is downloaded.
+
+    torchvision itself unpickles some of its sets (CIFAR's), so ask for files that you trust.
+    """
+    import torchvision
+
+    if not hasattr(torchvision.datasets, name):
+        raise ConfigurationError(
+            f"torchvision has no data set {name!r}; names are those of its classes, e.g. CIFAR10"
+        )
+    try:
+        dataset = getattr(torchvision.datasets, name)(root=str(root), train=train, download=False)
+    except TypeError as error:
+        raise ConfigurationError(
+            f"torchvision's {name} has no train and test part by that name ({error});"
+            " save it as images or npz parts"
+        ) from error
+    except RuntimeError as error:
+        raise DataError(f"{root}: no {name} there ({error})") from error
+    images, labels = zip(
+        *((np.asarray(image), int(label)) for image, label in dataset), strict=True
+    )
+    return LabelledImages(
+        images=np.stack([image if image.ndim == 3 else image[:, :, None] for image in images]),
+        labels=np.array(labels, dtype=np.int64),
+        class_names=tuple(str(c) for c in getattr(dataset, "classes", range(max(labels) + 1))),
+    )
