@@ -1,4 +1,6 @@
-"""Deep Bootstrap: real-vs-ideal world benchmark harness. Importing it is light: nothing here imports torch.
+"""Deep Bootstrap: real-vs-ideal world benchmark harness.
+
+Importing it is light: nothing here imports torch.
 
 from bootstrap import load_runs, gap, plot_pair
 """

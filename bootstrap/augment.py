@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from bootstrap.errors import ConfigurationError
 from bootstrap.randomness import Stream, uniforms
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Augmentation(Protocol):
     """A value that turns a batch of images in [0, 1] into another."""
 
     def apply(self, x: Tensor, mean: Tensor, seed: int, step: int) -> Tensor:
-        """x: (n, height, width, channel) in [0, 1]; `mean` (channel,) fills what is outside the image."""
+        """x: (n, height, width, channel) in [0, 1]; `mean` (channel,) fills the outside."""
         ...
 
 
@@ -39,6 +40,10 @@ class CropFlip:
     """A random crop from the image padded by `padding_px`, mirrored with probability 1/2."""
 
     padding_px: int = 4
+
+    def __post_init__(self) -> None:
+        if self.padding_px < 0:
+            raise ConfigurationError(f"padding_px={self.padding_px} must be at least 0")
 
     def apply(self, x: Tensor, mean: Tensor, seed: int, step: int) -> Tensor:
         """See `Augmentation`."""

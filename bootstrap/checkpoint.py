@@ -36,7 +36,7 @@ def write_checkpoint(
 def read_checkpoint(
     folder: Path, name: str, step: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Tensors and meta of the checkpoint of `step`; None, with a warning, if it is absent or corrupt."""
+    """Tensors and meta of the checkpoint of `step`; None if absent, or corrupt (a warning)."""
     record_path = folder / f"{name}-{step}.json"
     try:
         record = json.loads(record_path.read_bytes())
@@ -46,7 +46,7 @@ def read_checkpoint(
         return load(body), record["meta"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         log.warning("checkpoint %s is corrupt (%s); it is ignored", record_path, error)
         return None
 

@@ -1,4 +1,7 @@
-"""The command line: parses arguments, calls plain functions, prints. Progress to stderr, results to stdout."""
+"""The command line: parses arguments, calls plain functions, prints.
+
+Progress goes to stderr, results to stdout.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from bootstrap.presets import PRESETS, build_preset
 from bootstrap.recipe import TABLES, Recipe
 from bootstrap.signals import StopRequest
 from bootstrap.spec import format_spec, parse_spec
+from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
@@ -86,9 +90,12 @@ def generate(argv: list[str]) -> None:
     options = _parse(GenerateOptions, argv, "generate")
     preset = build_preset(options.preset)
     spec = preset.data
-    sizes = {**spec.sizes, "stream": options.n or spec.n_stream}
+    if options.n is not None and options.n < 1:
+        raise ConfigurationError(f"--n {options.n}: give at least one stream image")
+    n_stream = -(-(options.n or spec.n_stream) // BLOCK) * BLOCK
+    sizes = {**spec.sizes, "stream": n_stream}
     folder = options.data or Path("data") / spec.name
-    flags = options.execution.resolve(n_images=sum(sizes.values()) * 10)
+    flags = options.execution.resolve("denoiser", sum(sizes.values()))
     source = build_source(options.source or spec.source, flags)
     labelling = build_labelling(options.labels or spec.labels, options.teacher, flags)
     _generate(source, folder, sizes, labelling, flags, options.accept_new_bytes, options.dry_run)
@@ -109,9 +116,8 @@ def _generate(
     provenance = {**source.provenance(), "labels": labelling.provenance()}
     n = n_missing(folder, sizes, provenance, accept_new_bytes)
     if n == 0 and (folder / "manifest.json").exists():
-        print(
-            f"{folder}: complete, {', '.join(f'{split} {size:,}' for split, size in sizes.items())}; nothing to do"
-        )
+        held = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+        print(f"{folder}: complete, {held}; nothing to do")
         return
     _check_space(folder, n, source.image_shape)
     _say(f"{folder}: {n:,} images to make ({flags.describe()})")
@@ -121,7 +127,7 @@ def _generate(
     from tqdm import tqdm
 
     started = time.perf_counter()
-    with StopRequest() as stop, tqdm(total=n, unit="images", **_bar()) as bar:
+    with StopRequest(_say) as stop, tqdm(total=n, unit="images", **_bar()) as bar:
         manifest = generate(
             source,
             folder,
@@ -134,7 +140,8 @@ def _generate(
     write_card(folder, manifest)
     seconds = time.perf_counter() - started
     print(
-        f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s; see {folder / 'README.md'}"
+        f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s;"
+        f" see {folder / 'README.md'}"
     )
 
 
@@ -155,7 +162,8 @@ def _estimate(source: Source, labelling: Labelling, n: int) -> None:
     _say(f"about {rate:.0f} images/s, {minutes:.1f} minutes")
     if minutes > SLOW_MINUTES:
         _say(
-            f"that is more than {SLOW_MINUTES:.0f} minutes; `--preset quick` makes a quarter of the images"
+            f"that is more than {SLOW_MINUTES:.0f} minutes;"
+            " `--preset quick` makes a quarter of the images"
         )
 
 
@@ -173,8 +181,7 @@ def compare(argv: list[str]) -> None:
     seeds = parse_seeds(options.seeds)
     data = options.data or Path("data") / preset.data.name
     recipe = options.recipe
-    n_runs = (1 + len(options.n_samples)) * len(seeds)
-    flags = options.execution.resolve(n_images=recipe.n_draws * n_runs)
+    flags = options.execution.resolve("classifier", recipe.n_draws)
 
     from bootstrap.pair import Control, plan_pair, run_pair
 
@@ -183,14 +190,15 @@ def compare(argv: list[str]) -> None:
     )
     _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
     _say(
-        f"{format_spec(recipe.model, TABLES['model'])}, {recipe.n_steps:,} steps of {recipe.batch_size}"
+        f"{format_spec(recipe.model, TABLES['model'])},"
+        f" {recipe.n_steps:,} steps of {recipe.batch_size}"
     )
     _say(flags.describe())
     if options.dry_run:
         _print_cost(plan, len(seeds))
         return
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
-    with StopRequest() as stop, Progress(plan, seeds) as progress:
+    with StopRequest(_say) as stop, Progress(plan, seeds) as progress:
         folder = run_pair(
             recipe,
             data,
@@ -253,9 +261,8 @@ def verify(argv: list[str]) -> None:
 
 
 def import_(argv: list[str]) -> None:
-    """import: real labelled images (npz, image-folder, torchvision, cifar5m-npz) into data/<name>/"""
+    """import: real images (npz, image-folder, torchvision, cifar5m-npz) into data/<name>/"""
     from generators import importers
-    from generators.card import write_card
 
     kinds: dict[str, Callable[..., Any]] = {
         "cifar5m-npz": importers.import_cifar5m,
@@ -271,9 +278,6 @@ def import_(argv: list[str]) -> None:
             f"import what? one of {', '.join(kinds)}, then --help for its options"
         )
     manifest = tyro.cli(kinds[argv[0]], args=argv[1:], prog=f"deep-bootstrap import {argv[0]}")
-    folder = importers.last_folder(manifest, argv) if hasattr(importers, "last_folder") else None
-    if folder is not None:
-        write_card(folder, manifest)
     for split in ("stream", "reference", "test"):
         print(f"{manifest.name}: {split} {manifest.n(split):,}")
 
@@ -283,8 +287,8 @@ def train_generator(argv: list[str]) -> None:
     from generators.commands import TrainGeneratorOptions, run_train_generator
 
     options = _parse(TrainGeneratorOptions, argv, "train-generator")
-    flags = options.execution.resolve(n_images=options.recipe.n_images_seen)
-    with StopRequest() as stop:
+    flags = options.execution.resolve("denoiser", options.recipe.n_images_seen)
+    with StopRequest(_say) as stop:
         for line in run_train_generator(options, flags, stop.is_requested):
             print(line, flush=True)
 
@@ -294,9 +298,9 @@ def train_teacher(argv: list[str]) -> None:
     from generators.commands import TrainTeacherOptions, run_train_teacher
 
     options = _parse(TrainTeacherOptions, argv, "train-teacher")
-    with StopRequest() as stop:
+    with StopRequest(_say) as stop:
         for line in run_train_teacher(
-            options, options.execution.resolve(1 << 30), stop.is_requested
+            options, options.execution.resolve("classifier", 1 << 20), stop.is_requested
         ):
             print(line, flush=True)
 
@@ -306,7 +310,7 @@ def quality(argv: list[str]) -> None:
     from generators.commands import QualityOptions, run_quality
 
     options = _parse(QualityOptions, argv, "quality")
-    for line in run_quality(options, options.execution.resolve(1 << 30)):
+    for line in run_quality(options, options.execution.resolve("classifier", 1 << 20)):
         print(line, flush=True)
 
 
@@ -316,7 +320,7 @@ def doctor(argv: list[str]) -> None:
 
     @dataclass(frozen=True, kw_only=True)
     class DoctorOptions:
-        """Report device, precision, compiler, threads, disk, memory, versions, data sets and runs."""
+        """Report device, precision, compiler, disk, memory, versions, data sets and runs."""
 
         data: Path = Path("data")
         out: Path = Path("results")
@@ -340,7 +344,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 
 def main() -> None:
-    """Run a command; the exit code says what happened (0 done, 2 usage, 3 data, 4 too little data, 5 NaN, 75 resume)."""
+    """Run a command; the exit code says what happened.
+
+    0 done, 2 usage, 3 data, 4 too little data, 5 NaN, 75 run again to resume.
+    """
     argv = sys.argv[1:]
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
@@ -440,7 +447,8 @@ def print_summary(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_bytes())
     print(f"{folder}: {summary['status']}")
     print(
-        f"{'N':>8} {'converges at':>13} {'gap there':>10} {'final real':>11} {'final ideal':>12} {'final gap':>10}"
+        f"{'N':>8} {'converges at':>13} {'gap there':>10}"
+        f" {'final real':>11} {'final ideal':>12} {'final gap':>10}"
     )
     for n, across in summary["n_samples"].items():
         print(_summary_row(n, across))
@@ -456,7 +464,8 @@ def _summary_row(n: str, across: dict[str, Any]) -> str:
     step = across["convergence_step"]["mean"]
     difference = None if None in final.values() else final["real"] - final["ideal"]
     return (
-        f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10} {number(final['real'], '.4f'):>11}"
+        f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10}"
+        f" {number(final['real'], '.4f'):>11}"
         f" {number(final['ideal'], '.4f'):>12} {number(difference, '+.4f'):>10}"
     )
 
@@ -471,7 +480,8 @@ def _print_cost(plan: Any, n_seeds: int) -> None:
         * min(plan.recipe.n_test_curve, plan.manifest.n("test"))
     )
     print(
-        f"training images {images:,}; evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
+        f"training images {images:,};"
+        f" evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
     )
 
 
@@ -533,7 +543,8 @@ def _check_space(folder: Path, n: int, image_shape: tuple[int, ...]) -> None:
     needed, free = int(1.05 * n * (prod(image_shape) + 64)), shutil.disk_usage(parent).free
     if needed > free:
         raise DataError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room first"
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free;"
+            " make room first"
         )
 
 
@@ -555,7 +566,8 @@ def _say(text: str) -> None:
 
 def _print_help() -> None:
     print(
-        "usage: deep-bootstrap COMMAND [options]; COMMAND --help lists its options; --debug shows tracebacks\n"
+        "usage: deep-bootstrap COMMAND [options];"
+        " COMMAND --help lists its options; --debug shows tracebacks\n"
     )
     for command in COMMANDS.values():
         name, _, about = (command.__doc__ or "").partition(": ")

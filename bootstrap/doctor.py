@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bootstrap.environment import bf16_units, cpu_name, package_versions
+from bootstrap.environment import cpu_name, package_versions
 from bootstrap.errors import ConfigurationError, DataError
-from bootstrap.execution import has_compiler, resolve_flags
+from bootstrap.execution import bf16_units, has_compiler, resolve_flags
 from bootstrap.runlog import load_runs
 from bootstrap.shards import read_manifest
 
@@ -33,7 +33,9 @@ def examine(data: Path, out: Path, weights: Path) -> Iterator[str]:
     """Lines of a report; ConfigurationError at its end if something that is needed is missing."""
     import torch
 
-    flags = resolve_flags(n_images=1 << 30)
+    classifier, denoiser = (
+        resolve_flags(family=family, n_images=1 << 30) for family in ("classifier", "denoiser")
+    )
     yield f"python       {sys.version.split()[0]}"
     yield "packages     " + ", ".join(
         f"{name} {found}" for name, found in package_versions().items()
@@ -44,10 +46,13 @@ def examine(data: Path, out: Path, weights: Path) -> Iterator[str]:
     yield f"compiler     {'found' if has_compiler() else 'none: eager mode, slower'}"
     yield f"memory       {_memory()}"
     yield f"free disk    {shutil.disk_usage(Path.cwd()).free / 1e9:.0f} GB"
-    yield f"auto means   {flags.describe()} for long jobs; short ones run eagerly"
-    yield f"weights      {', '.join(sorted(p.name for p in weights.glob('*.safetensors'))) or 'none'}"
-    yield f"data sets    {', '.join(_data_sets(data)) or f'none in {data}; make one with `make generate`'}"
-    yield f"runs         {', '.join(_runs(out)) or f'none in {out}; make one with `make compare`'}"
+    yield f"auto means   {classifier.describe()} to train; {denoiser.describe()} to sample"
+    shipped = sorted(path.name for path in weights.glob("*.safetensors"))
+    no_data = f"none in {data}; make one with `make generate`"
+    no_runs = f"none in {out}; make one with `make compare`"
+    yield f"weights      {', '.join(shipped) or 'none'}"
+    yield f"data sets    {', '.join(_data_sets(data)) or no_data}"
+    yield f"runs         {', '.join(_runs(out)) or no_runs}"
     missing = [name for name in NEEDED if not _is_importable(name)]
     if missing:
         raise ConfigurationError(

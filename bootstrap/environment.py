@@ -1,4 +1,7 @@
-"""What a run was made with and on: versions, revision, hardware; for people, not part of an identity."""
+"""What a run was made with and on: versions, revision, hardware.
+
+For people; no part of a run's identity.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bootstrap.execution import Flags
+from bootstrap.execution import Flags, bf16_units
 
 PACKAGES = (
     "torch",
@@ -53,7 +56,7 @@ def hardware(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {bf16_units()}"
+    return f"{cpu_name()} ({bf16_units()})"
 
 
 def cpu_name() -> str:
@@ -64,15 +67,6 @@ def cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
-
-
-def bf16_units() -> str:
-    """Which bf16 instructions the CPU has; they decide its speed."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    names = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
-    return " ".join(names) or "no bf16 units"
 
 
 def git_revision() -> str:

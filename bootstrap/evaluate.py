@@ -1,4 +1,7 @@
-"""Scores of a model on a fixed set of images: error, soft-error, cross-entropy. Changes nothing in the model."""
+"""Scores of a model on a fixed set of images: error, soft-error, cross-entropy.
+
+Changes nothing in the model.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,12 @@ from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.execution import Flags
 from bootstrap.records import Scores
 
-CHUNK = 512  # images a forward pass; the last one is padded, so that shapes never change
+CHUNK = 256  # images a forward pass; the last one is padded, so that shapes never change
 
 
 @dataclass(frozen=True)
 class PerImage:
-    """Per image: is it misclassified, 1 - probability of its label, cross-entropy in nats; float64."""
+    """Per image, float64: is it wrong, 1 - probability of its label, cross-entropy in nats."""
 
     error: Float[Tensor, " n"]
     soft_error: Float[Tensor, " n"]

@@ -1,4 +1,7 @@
-"""Files appear whole or not at all; the record that counts them is written last. Standard library only."""
+"""Files appear whole or not at all; the record that counts them is written last.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 def publish(path: Path, content: bytes) -> None:
     """Make `content` appear at `path` whole, once; FileExistsError if another writer was first."""
-    temporary = _write_beside(path, content)
+    temporary = Path(_write_beside(path, content))
     try:
         os.link(temporary, path)  # unlike replace, link fails when the name is taken
     except FileExistsError:
@@ -21,10 +24,8 @@ def publish(path: Path, content: bytes) -> None:
         if path.exists():
             raise FileExistsError(path) from None
         os.rename(temporary, path)
-        temporary = None
     finally:
-        if temporary is not None:
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
     _sync_folder(path.parent)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bootstrap.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from bootstrap.execution import Flags
+    from bootstrap.execution import Family, Flags
 
 CHOICES = {"precision": ("auto", "fp32", "bf16"), "compile": ("auto", "on", "off")}
 
@@ -31,10 +31,16 @@ class Execution:
                     f"--{name} {getattr(self, name)}: use one of {', '.join(allowed)}"
                 )
 
-    def resolve(self, n_images: int) -> Flags:
-        """The flags of a job that puts this many images through a network, applied."""
+    def resolve(self, family: Family, n_images: int) -> Flags:
+        """Decide and apply the flags of a run of this many images."""
         from bootstrap.execution import resolve_flags
 
-        flags = resolve_flags(self.device, self.precision, self.compile, n_images=n_images)  # type: ignore[arg-type]
+        flags = resolve_flags(
+            self.device,
+            self.precision,  # type: ignore[arg-type]
+            self.compile,  # type: ignore[arg-type]
+            family=family,
+            n_images=n_images,
+        )
         flags.apply()
         return flags

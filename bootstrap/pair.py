@@ -1,8 +1,9 @@
-"""A pair: the ideal world trained once as the trunk, every real world forked from it at its first reuse.
+"""A pair: the ideal world is the trunk, every real world forks from it at its first reuse.
 
     run_pair(recipe, data, out, n_samples=(500, 2000), seeds=(0, 1, 2))
 
-Re-running resumes what was stopped, extends with new N or seeds, and does nothing where all is done.
+Re-running resumes what was stopped, extends with new N or seeds, and does nothing where all is
+done.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class Control:
 
     on_record: OnRecord = lambda seed, world, record: None
     is_interrupted: Callable[[], bool] = lambda: False
-    checkpoint_every_s: float = 60.0
+    checkpoint_every_s: float = 60.0  # seconds between checkpoints
     share_prefix: bool = (
         True  # False trains every real world from step 0, to show that it is the same
     )
@@ -90,7 +91,7 @@ class Plan:
         return self.fork_step(n) < self.recipe.n_steps
 
     def prefix_stop(self, n: int) -> int:
-        """Records before this step are shared with the trunk; all of them if the world never forks."""
+        """Records before this step are the trunk's; all of them if the world never forks."""
         return self.fork_step(n) if self.forks(n) else self.recipe.n_steps + 1
 
 
@@ -106,10 +107,10 @@ def run_pair(
     overwrite: bool = False,
     control: Control = Control(),
 ) -> Path:
-    """Train the ideal world and the real ones, write records, summary and figure; returns the run's folder.
+    """Train the ideal world and the real ones, write records, summary and figure.
 
-    Raises ConfigurationError, DataError, NotEnoughData (before anything is trained), NumericError or
-    Interrupted (after saving; the same call goes on).
+    Returns the run's folder. Raises ConfigurationError, DataError, NotEnoughData (before anything
+    is trained), NumericError or Interrupted (after saving; the same call goes on).
     """
     plan = plan_pair(recipe, data, out, n_samples=n_samples, flags=flags, preset=preset)
     plan.folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ def run_real(
     preset: str = "real",
     control: Control = Control(),
 ) -> Path:
-    """Train one real world alone (no ideal world, no probes): its records and final weights; resumable."""
+    """Train one real world alone, without probes: its records and final weights; resumable."""
     manifest = read_manifest(data)
     if n_samples > manifest.n_stream:
         raise NotEnoughData(
@@ -241,7 +242,8 @@ def data_hash(manifest: Manifest, pool_n_samples: int) -> str:
 def _run_name(
     preset: str, recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
 ) -> str:
-    return f"{preset}-{sha256_hex(canonical_json(identity(recipe, manifest, pool_n_samples, flags)).encode())[:8]}"
+    text = canonical_json(identity(recipe, manifest, pool_n_samples, flags))
+    return f"{preset}-{sha256_hex(text.encode())[:8]}"
 
 
 def _write_pair_json(plan: Plan, preset: str, seeds: Sequence[int]) -> None:
@@ -305,7 +307,7 @@ def _run_seed(plan: Plan, seed: int, control: Control) -> None:
 def _run_trunk(
     plan: Plan, seed: int, pool: Pool, n_samples: Sequence[int], control: Control
 ) -> None:
-    """The ideal world from its latest checkpoint, with a fork state and the shared records for every N."""
+    """The ideal world from its latest checkpoint, with a fork state and shared records per N."""
     folder = plan.folder / f"seed-{seed}"
     state = build_state(plan.recipe, plan.manifest, plan.pool_n_samples, seed, plan.flags)
     found = read_latest(folder / "checkpoints", "trunk")
@@ -329,7 +331,7 @@ def _run_trunk(
 def _replay_trunk(
     plan: Plan, seed: int, pool: Pool, n_samples: Sequence[int], control: Control
 ) -> None:
-    """The trunk again as far as these N need it, for real worlds that were asked for after it was done."""
+    """The trunk again as far as these N need it, because they were asked for after it was done."""
     folder = plan.folder / f"seed-{seed}"
     log.info("seed %d: replaying the ideal world up to the forks of N = %s", seed, list(n_samples))
     state = build_state(plan.recipe, plan.manifest, plan.pool_n_samples, seed, plan.flags)
@@ -446,13 +448,14 @@ def _advance(
     *,
     resumes: bool = True,
 ) -> None:
-    """Train through `stops`, write each world's records before its own stop, save states on the way."""
+    """Train through `stops`, write each world's records before its own stop, save states."""
     seed, folder = state.seed, plan.folder / f"seed-{state.seed}"
     checkpoints = folder / "checkpoints"
     remove_leftovers(folder)
     for world in worlds:
         truncate_rows(folder / f"{world}.jsonl", state.step)
         truncate_rows(folder / f"{world}-every-step.jsonl", state.step)
+    (folder / f"{name}.failed.json").unlink(missing_ok=True)
     saved_at = time.monotonic()
 
     def is_paused() -> bool:
@@ -500,7 +503,8 @@ def _advance(
                 saved_at = time.monotonic()
                 if control.is_interrupted():
                     raise Interrupted(
-                        f"{folder}: {name} stopped at step {state.step}; run the same command to go on"
+                        f"{folder}: {name} stopped at step {state.step};"
+                        " run the same command to go on"
                     )
             if stop < plan.recipe.n_steps:
                 save_state("fork")

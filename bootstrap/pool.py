@@ -1,7 +1,7 @@
 """Pool: global ids -> columns, over the shards of a split; memory does not grow with the split.
 
-Blocks of 1,024 samples are read as contiguous slices and kept while they are in use: the ideal world
-needs the one it is in, a real world of N samples its N / 1,024.
+Blocks of 1,024 samples are read as contiguous slices and kept while they are in use: the ideal
+world needs the one it is in, a real world of N samples its N / 1,024.
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ class Pool:
         self._readers = [ShardReader(folder, shard, self.manifest.image_shape) for shard in shards]
         self._first_ids = [shard.first_id for shard in shards]
         self._blocks: OrderedDict[int, Columns] = OrderedDict()
+        if not shards:
+            raise DataError(f"{folder}: split {split} is empty; generate or import it")
         expected = self.start
         for shard in shards:
             if shard.first_id != expected:
                 raise DataError(
-                    f"{folder / shard.name} starts at id {shard.first_id}, not {expected}: a shard is missing"
+                    f"{folder / shard.name} starts at id {shard.first_id}, not {expected}:"
+                    " a shard is missing"
                 )
             expected = shard.stop_id
 
@@ -48,9 +51,8 @@ class Pool:
         """The samples of these ids, in their order; DataError for an id that is not there."""
         index = ids - self.start
         if len(ids) and (index.min() < 0 or index.max() >= self.n):
-            raise DataError(
-                f"{self.folder}: id {ids[(index < 0) | (index >= self.n)][0]} is not in split {self.split}"
-            )
+            absent = ids[(index < 0) | (index >= self.n)][0]
+            raise DataError(f"{self.folder}: id {absent} is not in split {self.split}")
         blocks, offsets = np.divmod(index, BLOCK)
         parts = [(np.flatnonzero(blocks == b), int(b)) for b in np.unique(blocks)]
         if len(parts) == 1:
@@ -90,11 +92,11 @@ class Pool:
         while first_id < stop_id:
             shard = bisect_right(self._first_ids, first_id) - 1
             record = self._readers[shard].record
-            until = min(stop_id, record.stop_id)
-            piece = self._readers[shard].rows(first_id - record.first_id, until - record.first_id)
+            until, row = min(stop_id, record.stop_id), first_id - record.first_id
+            piece = self._readers[shard].rows(row, until - record.first_id)
             if len(piece) == 0 or piece.ids[0] != first_id:
                 raise DataError(
-                    f"{self._readers[shard].path}: row {first_id - record.first_id} does not hold id {first_id}"
+                    f"{self._readers[shard].path}: row {row} does not hold id {first_id}"
                 )
             yield piece
             first_id = until

@@ -17,7 +17,7 @@ WORD = 1 << 64
 
 
 class Stream(IntEnum):
-    """What a random draw is for; two purposes never share a stream. Values are part of the format."""
+    """What a draw is for; two purposes never share a stream. Values are part of the format."""
 
     ORDER = 1
     AUGMENT = 2
@@ -41,8 +41,12 @@ def bits(seed: int, stream: Stream, *coordinates: int, n: int) -> UInt64[np.ndar
     if len(coordinates) > 3:
         raise ValueError(f"{len(coordinates)} coordinates given, a Philox counter holds 3")
     high = (*coordinates, 0, 0, 0)[:3]  # word 0 counts the draws, so no coordinate may sit there
-    philox = np.random.Philox(key=[seed % WORD, int(stream)], counter=[0, *high])
+    philox = np.random.Philox(key=_words(seed % WORD, stream), counter=_words(0, *high))
     return np.asarray(philox.random_raw(n), dtype=np.uint64)
+
+
+def _words(*values: int) -> UInt64[np.ndarray, " n"]:
+    return np.array(values, dtype=np.uint64)  # numpy rounds a list with large integers to floats
 
 
 def uniforms(seed: int, stream: Stream, *coordinates: int, n: int) -> Float[np.ndarray, " n"]:

@@ -36,8 +36,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "n_test_curve"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1")
         if self.optimizer.lr <= 0:
             raise ConfigurationError(f"lr={self.optimizer.lr} must be positive")
 
@@ -60,7 +61,7 @@ class Recipe:
         }
 
     def non_default(self) -> dict[str, Any]:
-        """`to_json` without fields at their default, so that new fields leave old identities alone."""
+        """`to_json` without fields at their default: new fields leave old identities alone."""
         default = Recipe().to_json()
         return {name: value for name, value in self.to_json().items() if value != default[name]}
 
@@ -79,8 +80,9 @@ class Recipe:
 
 
 def evaluation_grid(n_steps: int) -> tuple[int, ...]:
-    """Steps of evaluation: 0, 1, 2, 4, 8, then ratio 1.15, never more than n_steps/50 apart, and the last.
+    """Steps of evaluation: 0, 1, 2, 4, 8, then ratio 1.15, and the last.
 
+    Never more than n_steps/50 apart (every step below 50).
     A pair adds N // batch_size for each of its N.
     """
     widest = max(1, n_steps // 50)

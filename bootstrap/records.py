@@ -1,4 +1,7 @@
-"""What a training run says about itself: one `Record` per evaluation, one `StepRecord` per step. No torch."""
+"""What a training run says about itself: one `Record` per evaluation, one `StepRecord` per step.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ SCHEMA = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Means over a fixed set: error and soft-error (1 - probability of the true class) as fractions, loss in nats."""
+    """Means over a fixed set: error and soft-error as fractions, loss in nats.
+
+    The soft-error is 1 - probability of the true class.
+    """
 
     error: float
     soft_error: float
@@ -33,7 +39,7 @@ class Record:
     extra: dict[str, float] = field(default_factory=dict)
 
     def for_world(self, name: str) -> Record:
-        """The record as that world's file holds it: `train` is the world's own probe, if it has one."""
+        """The record as that world's file holds it: `train` is its own probe, if it has one."""
         return replace(self, train=self.probes.get(name), probes={})
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +63,10 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One SGD step: scores on 64 test images before the update, and of the training batch (augmented, train mode)."""
+    """One SGD step: scores on 64 test images before the update, and of the training batch.
+
+    The batch is scored as it is trained on: augmented, in train mode.
+    """
 
     step: int
     test: Scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -17,9 +17,10 @@ NAMES = (
 
 
 class StopRequest:
-    """Within the context, the first signal asks for a stop and a second SIGINT exits at once with 130."""
+    """Within it, the first signal asks for a stop and a second SIGINT exits at once with 130."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = lambda text: None) -> None:
+        self._say = say
         self._requested = False
         self._previous: dict[int, Any] = {}
 
@@ -42,4 +43,4 @@ class StopRequest:
         if self._requested and number == signal.SIGINT:
             raise SystemExit(130)
         self._requested = True
-        print("stopping at the next safe point; once more to stop at once", file=sys.stderr)
+        self._say("stopping at the next safe point; once more to stop at once")

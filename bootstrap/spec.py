@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from math import isfinite
+from typing import Any, get_origin, get_type_hints
 
 from bootstrap.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ def parse_spec(text: str, table: Mapping[str, type], what: str) -> Any:
 
 
 def format_spec(value: Any, table: Mapping[str, type]) -> str:
-    """The text that `parse_spec` turns back into `value`; arguments at their default are left out."""
+    """The text that `parse_spec` turns into `value`; arguments at their default are left out."""
     names = {cls: name for name, cls in table.items()}
     name = names.get(type(value), f"{type(value).__module__}:{type(value).__qualname__}")
     arguments = [
@@ -53,9 +54,12 @@ def _resolve(name: str, table: Mapping[str, type], what: str) -> type:
     module, colon, attribute = name.partition(":")
     if colon:
         try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+            cls = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ConfigurationError(f"{what} {name!r} cannot be imported: {error}") from None
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise ConfigurationError(f"{what} {name!r} is not a dataclass, so it has no arguments")
+        return cls
     raise ConfigurationError(
         f"unknown {what} {name!r}{_did_you_mean(name, table)}; there are: {', '.join(table)}"
     )
@@ -66,19 +70,26 @@ def _literal_arguments(text: str, rest: str, what: str) -> dict[str, Any]:
         return {}
     try:
         call = ast.parse(f"f({rest}", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or any(k.arg is None for k in call.keywords):
+        if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Name)) or call.args:
             raise ValueError("write name(key=value, ...)")
+        keys = [keyword.arg for keyword in call.keywords]
+        if None in keys or len({*keys}) < len(keys):
+            raise ValueError("every argument is written once, as key=value")
         return {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
         raise ConfigurationError(
             f"{what} {text!r}: arguments must be literals, name(key=value): {error}"
         ) from None
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not isfinite(value):
+            raise ConfigurationError(f"{where}={value!r} must be finite")
         return float(value)
-    if getattr(hint, "__origin__", None) is tuple and isinstance(value, (list, tuple)):
+    if get_origin(hint) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigurationError(f"{where}={value!r} must be a tuple, such as (0.1, 0.2)")
         return tuple(_typed(item, hint.__args__[0], where) for item in value)
     if isinstance(hint, type) and (
         not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)

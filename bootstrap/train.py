@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class Probes:
-    """Training images that are scored on the grid: each named probe is the first n, until a step."""
+    """Training images that are scored on the grid: each named probe is the first n, till a step."""
 
     batch: Batch
     n: Mapping[str, int]
@@ -119,7 +120,7 @@ def build_state(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.INIT))
         model = recipe.model.build(manifest.image_shape, manifest.n_classes)
-    model = model.to(flags.torch_device, memory_format=torch.channels_last)
+    model = model.to(flags.torch_device).to(memory_format=torch.channels_last)
     optimizer = recipe.optimizer.build(model.parameters())
     if flags.compiled:
         model.compile(dynamic=False)
@@ -131,17 +132,18 @@ def build_state(
 def train(
     task: Task, state: TrainState, *, until_step: int, is_paused: Callable[[], bool] = lambda: False
 ) -> Iterator[Record | StepRecord]:
-    """Train `state` in place up to `until_step`; yields at the evaluation grid, before the step that follows.
+    """Train `state` in place up to `until_step`; yields on the grid, before the step that follows.
 
-    With until_step = n_steps the last evaluation is included; at an earlier stop, or when paused, the
-    state is whole and a later call goes on as if there had been no stop. NumericError (with the step)
-    if the loss is not finite; the update is then not made.
+    With until_step = n_steps the last evaluation is included; at an earlier stop, or when paused,
+    the state is whole and a later call goes on as if there had been no stop. NumericError (with the
+    step) if the loss is not finite; the update is then not made.
     """
-    recipe, normalise = task.recipe, task.normalise
+    recipe, normalise, first_step = task.recipe, task.normalise, state.step
 
     while True:
         step, started = state.step, time.perf_counter()
-        if step < recipe.n_steps and (step >= until_step or is_paused()):
+        may_pause = step > first_step  # every call makes progress
+        if step < recipe.n_steps and (step >= until_step or (may_pause and is_paused())):
             return
         if step in task.grid:
             record = _evaluate_on_grid(task, state, normalise)
@@ -189,13 +191,18 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         largest = task.probes.batch.first(max(task.probes.n[name] for name in names))
         per_image = evaluate(state.model, largest, normalise, task.flags)
         on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
+    scores = evaluate(state.model, test, normalise, task.flags).mean()
+    if not isfinite(scores.loss):
+        raise NumericError(
+            f"step {state.step}: the test loss is {scores.loss}; lower the learning rate"
+        )
     return Record(
         step=state.step,
         samples_seen=state.samples_seen,
         unique_samples_seen=int(state.is_seen.sum()),
         ids_hash=state.ids_hash,
         lr=task.recipe.lr_at(state.step),
-        test=evaluate(state.model, test, normalise, task.flags).mean(),
+        test=scores,
         train=None,
         probes=on_probes,
         wall_s=state.wall_s,

@@ -56,7 +56,7 @@ def pass_order(seed: int, p: int, n_samples: int) -> Int[np.ndarray, " n_samples
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOrder:
-    """The order in which a seed goes through the pool: its blocks shuffled, each read in sequence."""
+    """The order in which a seed reads the pool: its blocks shuffled, each read in sequence."""
 
     pool_n_samples: int
     seed: int

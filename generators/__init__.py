@@ -1,0 +1,1 @@
+"""Generators: real images -> denoiser -> ids -> labelled samples on disk."""

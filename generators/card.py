@@ -15,7 +15,7 @@ from bootstrap.pool import Pool
 from bootstrap.shards import Columns, Manifest
 
 N_PER_CLASS = 10
-ENLARGED_PX = 48  # side of an image in the picture
+ENLARGED_PX = 64  # side of an image in the picture
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
@@ -61,17 +61,21 @@ def card_text(folder: Path, manifest: Manifest, split: str, columns: Columns) ->
     lines = [
         f"# {manifest.name}",
         "",
-        f"{manifest.n('stream'):,} stream, {manifest.n('test'):,} test and {manifest.n('reference'):,} reference"
-        f" images of {'x'.join(map(str, manifest.image_shape))}, {manifest.n_classes} classes; labels: {manifest.label_source}.",
+        f"{manifest.n('stream'):,} stream, {manifest.n('test'):,} test and"
+        f" {manifest.n('reference'):,} reference images of"
+        f" {'x'.join(map(str, manifest.image_shape))}, {manifest.n_classes} classes;"
+        f" labels: {manifest.label_source}.",
         "",
         "![ten samples of each class](samples.png)",
         "",
         "| | |",
         "|---|---|",
         *[f"| {key} | `{json.dumps(value)}` |" for key, value in manifest.generator.items()],
-        f"| mean, deviation per channel | {_numbers(manifest.mean)}; {_numbers(manifest.deviation)} |",
+        f"| mean per channel | {_numbers(manifest.mean)} |",
+        f"| deviation per channel | {_numbers(manifest.deviation)} |",
         "",
-        f"Class balance over {len(columns):,} images of `{split}`: smallest {counts.min():,}, largest {counts.max():,}.",
+        f"Class balance over {len(columns):,} images of `{split}`:"
+        f" smallest {counts.min():,}, largest {counts.max():,}.",
         *_teacher_lines(columns),
         *_quality_lines(folder),
     ]
@@ -91,7 +95,8 @@ def _teacher_lines(columns: Columns) -> list[str]:
     if "agreed" in columns.extra:
         attempts, agreed = columns.extra["attempt"], columns.extra["agreed"]
         lines.append(
-            f"Teacher and class agree at the first attempt for {(agreed & (attempts == 0)).mean():.3f} of the ids,"
+            "Teacher and class agree at the first attempt for"
+            f" {(agreed & (attempts == 0)).mean():.3f} of the ids,"
             f" in the end for {agreed.mean():.3f}; the others keep attempt 0."
         )
     return lines
@@ -105,5 +110,6 @@ def _quality_lines(folder: Path) -> list[str]:
     error = quality["cross_test_error"]["generated_to_real"]
     return [
         "",
-        f"Error on real test images of a network trained on this data set only: **{error:.3f}** ({quality['protocol']}).",
+        "Error on real test images of a network trained on this data set only:"
+        f" **{error:.3f}** ({quality['protocol']}).",
     ]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from bootstrap.augment import CropFlip
 from bootstrap.checkpoint import keep_latest, read_latest, write_checkpoint
 from bootstrap.environment import hardware
-from bootstrap.errors import Interrupted
+from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.files import pretty_json
 from bootstrap.files import replace as replace_file
@@ -27,7 +27,7 @@ from bootstrap.recipe import Recipe
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
 from generators.card import grid_image, write_card
-from generators.denoiser import read_denoiser, write_denoiser
+from generators.denoiser import read_card, read_denoiser, write_denoiser
 from generators.label import write_teacher
 from generators.quality import generated_to_real
 from generators.sample import SamplerConfig, noise_of_ids, solve, to_uint8
@@ -60,7 +60,7 @@ class TrainGeneratorOptions:
 def run_train_generator(
     options: TrainGeneratorOptions, flags: Flags, is_interrupted: Callable[[], bool]
 ) -> Iterator[str]:
-    """Train, with a line of progress now and then; weights end up in <work>/denoiser.safetensors."""
+    """Train, with a line of progress now and then; weights go to <work>/denoiser.safetensors."""
     data = read_npz(npz_parts(options.images, options.pattern))
     config = replace(
         options.recipe.config, image_shape=data.images.shape[1:], class_names=data.class_names
@@ -72,8 +72,14 @@ def run_train_generator(
     if found:
         state.load(found[0], **found[1])
         yield f"going on from {state.step * recipe.batch_size:,} images seen"
-    if flags.compiled:
-        state.model.compile(dynamic=False)
+    guide = None
+    if recipe.fold_guidance != 1:
+        if initial is None:
+            raise ConfigurationError("--fold-guidance needs --init, the weights to fold it into")
+        guide = initial.to(flags.torch_device).eval().requires_grad_(False)
+    for network in (state.model, guide):
+        if flags.compiled and network is not None:
+            network.compile(dynamic=False)
 
     started, snapshot_at = time.monotonic(), time.monotonic()
     limit_s = 60 * options.max_minutes if options.max_minutes else float("inf")
@@ -82,7 +88,7 @@ def run_train_generator(
         return is_interrupted() or time.monotonic() - started > limit_s
 
     for record in train_denoiser(
-        recipe, data, state, precision=flags.dtype, is_interrupted=is_over
+        recipe, data, state, precision=flags.dtype, guide=guide, is_interrupted=is_over
     ):
         left_s = (recipe.n_images_seen - record.images_seen) / record.images_per_s
         yield (
@@ -104,10 +110,11 @@ def write_snapshot(
     options: TrainGeneratorOptions, recipe: DenoiserRecipe, state: DenoiserState, flags: Flags
 ) -> None:
     """Checkpoint, averaged weights and a grid of samples, ten of each class."""
+    seen_before = read_card(options.init)["images_seen"] if options.init else 0
     write_checkpoint(options.work, "denoiser", state.step, state.tensors(), state.meta())
     keep_latest(options.work, "denoiser")
     card = {
-        "images_seen": state.step * recipe.batch_size,
+        "images_seen": seen_before + state.step * recipe.batch_size,
         "train_s": round(state.train_s),
         "hardware": hardware(flags.device),
         "execution": flags.describe(),
@@ -153,7 +160,7 @@ class TrainTeacherOptions:
 def run_train_teacher(
     options: TrainTeacherOptions, flags: Flags, is_interrupted: Callable[[], bool]
 ) -> Iterator[str]:
-    """Train on the whole stream of real images; the error on the real test images ends up on the card."""
+    """Train on the whole stream of real images; the real test error ends up on the card."""
     manifest = read_manifest(options.data)
     recipe = Recipe(
         model=PreActResNet18(width=options.width),
@@ -188,7 +195,10 @@ def fit_classifier(
     manifest = read_manifest(data)
     deadline = time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
     control = Control(is_interrupted=lambda: is_interrupted() or time.monotonic() > deadline)
-    yield f"{recipe.n_steps:,} steps of {recipe.batch_size} on {manifest.n_stream:,} images ({flags.describe()})"
+    yield (
+        f"{recipe.n_steps:,} steps of {recipe.batch_size} on {manifest.n_stream:,} images"
+        f" ({flags.describe()})"
+    )
     folder = run_real(recipe, data, out, n_samples=manifest.n_stream, flags=flags, control=control)
     run, name = load_run(folder), real_name(manifest.n_stream)
     last = run.rows(0, name)[-1]
@@ -209,7 +219,10 @@ def fit_classifier(
         "execution": flags.describe(),
     }
     write_teacher(weights, model, card)
-    yield f"{weights}: test error {last['test_error']:.4f} on {manifest.n('test'):,} images, {last['wall_s']:.0f} s"
+    yield (
+        f"{weights}: test error {last['test_error']:.4f} on {manifest.n('test'):,} images,"
+        f" {last['wall_s']:.0f} s"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """The denoiser: a class-conditional diffusers UNet2DModel that predicts the velocity of a flow.
 
-Flow matching (Lipman et al. 2022; Liu et al. 2022): x_t = (1 - t) x + t eps for t in [0, 1], and the
-network learns E[eps - x | x_t, class]. On a CPU most time goes into the highest resolution, so the
-network works on 2x2 pixels folded into channels.
+Flow matching (Lipman et al. 2022; Liu et al. 2022): x_t = (1 - t) x + t eps for t in [0, 1], and
+the network learns E[eps - x | x_t, class]. On a CPU most time goes into the highest resolution, so
+the network works on 2x2 pixels folded into channels.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from diffusers import UNet2DModel
 from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
@@ -27,7 +28,7 @@ from generators.sources import CIFAR10_CLASSES
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
-    """The shape of a denoiser; `fold_px` pixels a side become channels before the first convolution."""
+    """The shape of a denoiser; `fold_px` pixels a side become channels before all else."""
 
     image_shape: tuple[int, int, int] = (32, 32, 3)  # height, width, channel
     class_names: tuple[str, ...] = CIFAR10_CLASSES
@@ -42,6 +43,11 @@ class DenoiserConfig:
         return len(self.class_names)
 
     def __post_init__(self) -> None:
+        if not self.widths or min(*self.widths, self.fold_px, self.n_layers, self.norm_groups) < 1:
+            raise ValueError(
+                f"widths={self.widths}, fold_px={self.fold_px}, n_layers={self.n_layers},"
+                f" norm_groups={self.norm_groups}: all must be at least 1"
+            )
         unit = self.fold_px * 2 ** (len(self.widths) - 1)
         if any(side % unit for side in self.image_shape[:2]):
             raise ValueError(
@@ -63,7 +69,7 @@ class Denoiser(nn.Module):
         height, width, channels = config.image_shape
         folded = channels * config.fold_px**2
         n_levels = len(config.widths)
-        self.unet = UNet2DModel(
+        self.unet: Any = UNet2DModel(
             sample_size=(height // config.fold_px, width // config.fold_px),
             in_channels=folded,
             out_channels=folded,
@@ -102,37 +108,75 @@ def build_denoiser(config: DenoiserConfig, seed: int) -> Denoiser:
         return Denoiser(config).to(memory_format=torch.channels_last)
 
 
+Target = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def velocity_of_data(x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+    """The velocity of the straight path from x to eps, whatever the class: what data teach."""
+    return eps - x
+
+
+@dataclass(frozen=True)
+class GuidedVelocity:
+    """What a frozen denoiser says under classifier-free guidance (Meng et al. 2023, stage one)."""
+
+    guide: Denoiser
+    guidance: float
+
+    @torch.no_grad()
+    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The guided velocity at x_t; without a class there is nothing to guide."""
+        null = torch.full_like(label, self.guide.null_label)
+        unconditional = self.guide(x_t, t, null).float()
+        conditional = self.guide(x_t, t, label).float()
+        return unconditional + self.guidance * (conditional - unconditional)
+
+
 def flow_matching_loss(
     denoiser: nn.Module,
     images: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"],
     generator: torch.Generator,
+    target: Target = velocity_of_data,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the velocity at logit-normal times (Esser et al. 2024, section 3.1)."""
     t = torch.randn(len(images), generator=generator).sigmoid().to(images.device)
     eps = torch.randn(images.shape, generator=generator).to(images.device)
     blend = t[:, None, None, None]
-    velocity = denoiser((1 - blend) * images + blend * eps, t, labels)
-    return (velocity.float() - (eps - images)).square().mean()
+    x_t = (1 - blend) * images + blend * eps
+    velocity = denoiser(x_t, t, labels)
+    return (velocity.float() - target(x_t, t, labels, images, eps)).square().mean()
 
 
 def write_denoiser(path: Path, denoiser: Denoiser, card: dict[str, Any]) -> None:
-    """Save weights as float16 safetensors; the configuration and `card` go into the file's metadata."""
+    """Save weights as float16 safetensors, the configuration and `card` in the metadata.
+
+    Equal weights and cards are equal bytes: safetensors shuffles several entries, so there is one.
+    """
     weights = {
         name: tensor.half().cpu().contiguous() for name, tensor in denoiser.state_dict().items()
     }
-    metadata = {"config": json.dumps(asdict(denoiser.config)), "card": json.dumps(card)}
-    replace(path, save(weights, metadata=metadata))
+    text = json.dumps({**card, "config": asdict(denoiser.config)})
+    replace(path, save(weights, metadata={"card": text}))
 
 
 def read_denoiser(path: Path) -> Denoiser:
     """A denoiser in float32 from a file of `write_denoiser`."""
     with safe_open(str(path), framework="pt") as file:
-        config = json.loads(file.metadata()["config"])
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}
+        metadata = file.metadata()
+    # weights from before the card held the configuration have an entry of that name
+    card = json.loads(metadata["card"])
+    config = card["config"] if "config" in card else json.loads(metadata["config"])
+    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
     config = {
         key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
     }
     denoiser = build_denoiser(DenoiserConfig(**config), seed=0)
     denoiser.load_state_dict(weights)
     return denoiser
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """What `write_denoiser` was told about the weights: images seen, time, hardware, recipe."""
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads(file.metadata()["card"])

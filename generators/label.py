@@ -59,7 +59,10 @@ class Teacher:
 
 
 def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
-    """Save weights as float16 safetensors; `card` holds model, image_shape, n_classes, mean, deviation."""
+    """Save weights as float16 safetensors.
+
+    `card` holds model, image_shape, n_classes, mean and deviation.
+    """
     from safetensors.torch import save
 
     from bootstrap.files import replace
@@ -74,12 +77,13 @@ def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
 def read_teacher(path: Path, flags: Flags) -> Teacher:
     """A teacher from a file of `write_teacher`, ready to label; DataError if there is none."""
     from safetensors import safe_open
+    from safetensors.torch import load_file
 
     if not path.exists():
         raise DataError(f"{path}: no teacher there; train one with `deep-bootstrap train-teacher`")
     with safe_open(str(path), framework="pt") as file:
         card = json.loads(file.metadata()["card"])
-        weights = {name: file.get_tensor(name) for name in file.keys()}
+    weights = load_file(path)
     model = parse_spec(card["model"], MODELS, "model").build(
         tuple(card["image_shape"]), card["n_classes"]
     )

@@ -27,7 +27,7 @@ BATCH = 128
 def generated_to_real(
     data: Path, real: Path, n_train: int, n_passes: float, width: int, flags: Flags
 ) -> dict[str, Any]:
-    """Train on `n_train` generated samples for `n_passes`, test on the real test split; JSON values."""
+    """Train on `n_train` generated samples, test on the real test split; JSON values."""
     manifest = read_manifest(data)
     n = min(n_train, manifest.n_stream) // BLOCK * BLOCK
     recipe = Recipe(
@@ -43,7 +43,7 @@ def generated_to_real(
     last = load_run(folder).rows(0, real_name(n))[-1]
     model = recipe.model.build(manifest.image_shape, manifest.n_classes)
     model.load_state_dict(load_file(folder / "seed-0" / f"{real_name(n)}.safetensors"))
-    model = model.to(flags.torch_device, memory_format=torch.channels_last)
+    model = model.to(flags.torch_device).to(memory_format=torch.channels_last)
 
     pool = Pool(real, "test")
     test = Batch.from_columns(pool.first(pool.n), flags.torch_device)

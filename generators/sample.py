@@ -5,7 +5,7 @@ Batches always have the same shape, so an image does not depend on what it is sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,18 @@ SAMPLE_BATCH = 128
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How images are drawn from a denoiser; guidance 1 asks the denoiser once a step, more asks it twice."""
+    """How images are drawn from a denoiser; guidance 1 asks it once a step, any other twice."""
 
     solver: str = "dpm++"
     n_steps: int = 8
     guidance: float = 1.0
     shift: float = 1.0  # above 1: more of the steps at high noise (Esser et al. 2024, equation 23)
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ConfigurationError(f"solver {self.solver!r}: use one of {', '.join(SOLVERS)}")
+        if self.n_steps < 1:
+            raise ConfigurationError(f"n_steps={self.n_steps} must be at least 1")
 
     @property
     def nfe(self) -> int:
@@ -47,39 +53,40 @@ class SamplerConfig:
 
 def build_scheduler(config: SamplerConfig) -> Any:
     """The diffusers scheduler, its time steps set."""
+    scheduler: Any
     if config.solver == "euler":
         scheduler = FlowMatchEulerDiscreteScheduler(shift=config.shift)
-    elif config.solver == "dpm++":
-        scheduler = DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=config.shift,
-            solver_order=2,
-        )
-    else:
-        scheduler = UniPCMultistepScheduler(
-            prediction_type="flow_prediction",
-            use_flow_sigmas=True,
-            flow_shift=config.shift,
-            solver_order=2,
-        )
+        # its own default spends the last step between sigma = 0.001 and 0
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / config.n_steps, config.n_steps).tolist())
+        return scheduler
+    is_dpm = config.solver == "dpm++"
+    scheduler = (DPMSolverMultistepScheduler if is_dpm else UniPCMultistepScheduler)(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=config.shift,
+        solver_order=2,
+    )
     scheduler.set_timesteps(config.n_steps)
     return scheduler
 
 
 @torch.no_grad()
 def solve(
-    denoiser: Denoiser, noise: Float[Tensor, "batch channel height width"], labels: Int[Tensor, " batch"],
-    config: SamplerConfig, flags: Flags,
-) -> Float[Tensor, "batch channel height width"]:  # fmt: skip
-    """Integrate the flow from noise to images in [-1, 1], with classifier-free guidance (Ho and Salimans 2022)."""
+    denoiser: Denoiser,
+    noise: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    config: SamplerConfig,
+    flags: Flags,
+) -> Float[Tensor, "batch channel height width"]:
+    """Integrate the flow from noise to images in [-1, 1].
+
+    Classifier-free guidance (Ho and Salimans 2022) unless `config.guidance` is 1.
+    """
     scheduler = build_scheduler(config)
     x = noise * scheduler.sigmas[0].item()
     null = torch.full_like(labels, denoiser.null_label)
-    for t in scheduler.timesteps:
-        time = torch.full(
-            (len(x),), float(t) / scheduler.config.num_train_timesteps, device=x.device
-        )
+    for t, sigma in zip(scheduler.timesteps, scheduler.sigmas[:-1], strict=True):
+        time = torch.full((len(x),), float(sigma), device=x.device)  # t may be cut to an integer
         with flags.autocast():
             velocity = denoiser(x, time, labels).float()
             if config.guidance != 1:
@@ -91,7 +98,7 @@ def solve(
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSpec:
-    """A diffusion source as text, e.g. diffusion(weights='small-v1.safetensors', n_steps=8, guidance=2.0)."""
+    """A diffusion source as text, e.g. diffusion(weights='small-v1.safetensors', n_steps=8)."""
 
     weights: str = "small-v1.safetensors"  # a path, or a name among the shipped weights
     solver: str = "dpm++"
@@ -101,9 +108,7 @@ class DiffusionSpec:
     seed: int = 0
 
     def build(self, shipped: Path, flags: Flags) -> DiffusionSource:
-        """The source; DataError if the weights are not there, ConfigurationError for an unknown solver."""
-        if self.solver not in SOLVERS:
-            raise ConfigurationError(f"solver {self.solver!r}: use one of {', '.join(SOLVERS)}")
+        """The source; DataError if there are no such weights."""
         path = Path(self.weights) if Path(self.weights).exists() else shipped / self.weights
         if not path.exists():
             raise DataError(
@@ -132,9 +137,7 @@ class DiffusionSource:
     @cached_property
     def denoiser(self) -> Denoiser:
         """The denoiser, in eval mode on the device."""
-        denoiser = read_denoiser(self.path).to(
-            self.flags.torch_device, memory_format=torch.channels_last
-        )
+        denoiser = read_denoiser(self.path).to(self.flags.torch_device)
         denoiser.eval().requires_grad_(False)
         if self.flags.compiled:
             denoiser.compile(dynamic=False)
@@ -188,7 +191,7 @@ class DiffusionSource:
         label = torch.from_numpy(padded[1]).to(device)
         x = solve(self.denoiser, noise, label, self.config, self.flags)[:n]
         if not torch.isfinite(x).all():  # bf16 may have overflowed: once more, in full precision
-            exact = Flags(**{**vars(self.flags), "precision": "fp32"})
+            exact = replace(self.flags, precision="fp32")
             x = solve(self.denoiser, noise, label, self.config, exact)[:n]
         is_bad = ~torch.isfinite(x).flatten(1).all(dim=1)
         if is_bad.any():
@@ -204,7 +207,7 @@ def noise_of_ids(
     image_shape: tuple[int, int, int],
     seed: int,
 ) -> Float[np.ndarray, "n channel height width"]:
-    """Standard normal noise of each (id, attempt), made on the CPU because accelerators' generators differ."""
+    """Standard normal noise of each (id, attempt), made on the CPU: the same everywhere."""
     height, width, channels = image_shape
     size = height * width * channels
     rows = [
@@ -217,6 +220,6 @@ def noise_of_ids(
 def to_uint8(
     x: Float[Tensor, "n channel height width"],
 ) -> UInt8[np.ndarray, "n height width channel"]:
-    """[-1, 1] -> uint8 NHWC, clamped and rounded; the input must be finite (NaN would become black)."""
+    """[-1, 1] -> uint8 NHWC, clamped and rounded; must be finite (NaN would become black)."""
     scaled = ((x.float() + 1) * 127.5).clamp(0, 255).round()
     return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()

@@ -1,8 +1,8 @@
 """Toy images from a closed-form distribution: p(label | image) is known, so the Bayes error is too.
 
 Each class is a mixture of `n_modes` smooth prototypes; an image is a prototype plus Gaussian pixel
-noise. `noise` is the difficulty dial. Rounding to uint8 and clipping are ignored in p(label | image):
-prototypes stay several deviations of the noise away from 0 and 1.
+noise. `noise` is the difficulty dial. Rounding to uint8 and clipping are ignored in
+p(label | image): prototypes stay several deviations of the noise away from 0 and 1.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ToySource:
     side: int = 8
     n_channels: int = 3
     n_classes: int = 10
-    n_modes: int = 12
+    n_modes: int = 2
     noise: float = 0.12
     seed: int = 0
 
@@ -101,7 +101,7 @@ class ToySource:
         return softmax(logsumexp(log_density, axis=2), axis=1)
 
     def bayes_error(self, n: int = 4_096) -> float:
-        """The error of the best classifier: the mean of 1 - max p(label | image) over `n` images."""
+        """The error of the best classifier: mean of 1 - max p(label | image) over `n` images."""
         ids = np.arange(n)
         images = self.sample(
             ids, class_of_ids(ids, self.n_classes, self.seed), np.zeros(n, dtype=np.int64)

@@ -1,4 +1,7 @@
-"""Ids -> sample -> label -> shards: makes or extends a data set; what was stopped goes on where it was."""
+"""Ids -> sample -> label -> shards: makes or extends a data set.
+
+What was stopped goes on where it was.
+"""
 
 from __future__ import annotations
 
@@ -99,10 +102,11 @@ def generate(
     on_images: Callable[[int], None] = lambda n: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> Manifest:
-    """Bring every split in `sizes` to at least its size (the stream to whole blocks); returns the manifest.
+    """Bring every split in `sizes` to at least its size; returns the manifest.
 
-    A data set that is large enough is left alone. ConfigurationError if the folder was made in another
-    way, naming the keys that differ; Interrupted at a shard's end when asked to stop.
+    The stream grows to whole blocks; a data set that is large enough is left alone.
+    ConfigurationError if the folder was made in another way, naming the keys that differ;
+    Interrupted at a shard's end when asked to stop.
     """
     folder.mkdir(parents=True, exist_ok=True)
     provenance = {**source.provenance(), "labels": labelling.provenance()}
@@ -115,11 +119,12 @@ def generate(
                 publish_shard(folder, split, index, columns, len(source.class_names), provenance)
                 if is_interrupted():
                     raise Interrupted(
-                        f"{folder}: stopped after {split}-{index:05d}.h5; run the same command to go on"
+                        f"{folder}: stopped after {split}-{index:05d}.h5;"
+                        " run the same command to go on"
                     )
             return collect_manifest(
                 folder,
-                name=folder.name,
+                name=source.name,
                 image_shape=source.image_shape,
                 class_names=source.class_names,
                 label_source=labelling.mode,
@@ -134,22 +139,33 @@ def generate(
 def missing_shards(
     folder: Path, sizes: Mapping[str, int], provenance: dict[str, Any], accept_new_bytes: bool
 ) -> Iterator[tuple[str, int, Int[np.ndarray, " n"]]]:
-    """(split, shard index, ids) of every shard that has to be made, in order; lost shards are made again."""
+    """(split, shard index, ids) of every shard that has to be made, in order; lost ones too."""
     for split, n in sizes.items():
         wanted = -(-n // BLOCK) * BLOCK if split == "stream" else n
-        records = read_records(folder, split)
-        for record in records:
+        first_id, index, row = SPLIT_START[split], 0, 0
+        for record in read_records(folder, split):
             refuse_other_provenance(folder, record, provenance, accept_new_bytes)
-            path = folder / record.name
-            if not path.exists() or path.stat().st_size != record.n_bytes:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".json").unlink(missing_ok=True)
+            for lost, rows in enumerate(_cut(row, record.first_id - first_id), start=index):
+                yield split, lost, first_id + rows
+            if not is_whole(folder, record):
                 yield split, record.index, np.arange(record.first_id, record.stop_id)
-        index, start = len(records), sum(record.n for record in records)
-        while start < wanted:
-            stop = min((start // SHARD_N + 1) * SHARD_N, wanted)
-            yield split, index, SPLIT_START[split] + np.arange(start, stop)
-            index, start = index + 1, stop
+            index, row = record.index + 1, record.stop_id - first_id
+        for new, rows in enumerate(_cut(row, wanted), start=index):
+            yield split, new, first_id + rows
+
+
+def _cut(start: int, stop: int) -> Iterator[Int[np.ndarray, " n"]]:
+    """Rows start..stop-1 of a split, cut at multiples of SHARD_N."""
+    while start < stop:
+        end = min((start // SHARD_N + 1) * SHARD_N, stop)
+        yield np.arange(start, end)
+        start = end
+
+
+def is_whole(folder: Path, record: ShardRecord) -> bool:
+    """Whether the shard is there in its full size (`verify` reads its bytes too)."""
+    path = folder / record.name
+    return path.exists() and path.stat().st_size == record.n_bytes
 
 
 def n_missing(
@@ -175,7 +191,8 @@ def refuse_other_provenance(
         )
         hint = " (or pass --accept-new-bytes)" if set(differing) <= set(HARDWARE_KEYS) else ""
         raise ConfigurationError(
-            f"{folder / record.name} was made in another way: {pairs}; use another folder{hint}, nothing is mixed"
+            f"{folder / record.name} was made in another way: {pairs};"
+            f" use another folder{hint}, nothing is mixed"
         )
 
 
@@ -217,7 +234,10 @@ def ask_teacher(
 
 
 def redraw_until_agreed(source: Source, teacher: Teacher, columns: Columns) -> Columns:
-    """Redraw images whose teacher label is not their class; an id that never agrees keeps attempt 0."""
+    """Redraw images whose teacher label is not their class.
+
+    An id that never agrees keeps attempt 0.
+    """
     images = columns.images.copy()
     teacher_labels, confidence = ask_teacher(teacher, images)
     attempt = np.zeros(len(columns), dtype=np.int64)
@@ -253,5 +273,6 @@ def refuse_constant(columns: Columns) -> None:
     constant = (flat.min(axis=1) == flat.max(axis=1)).all(axis=1)
     if constant.any():
         raise NumericError(
-            f"ids {columns.ids[constant][:5].tolist()}: images of a single colour; nothing was written"
+            f"ids {columns.ids[constant][:5].tolist()}: images of a single colour;"
+            " nothing was written"
         )

@@ -6,7 +6,10 @@ from torch import nn
 
 
 def build_small_cnn(image_shape: tuple[int, int, int], n_classes: int, width: int) -> nn.Module:
-    """Convolutions of 1, 2, 4, 8 times `width`, halving after all but the first; global max pooling; linear."""
+    """Convolutions of 1, 2, 4, 8 times `width`; global max pooling; linear.
+
+    Sides are halved after every convolution but the first.
+    """
     layers: list[nn.Module] = []
     n_in = image_shape[2]
     for factor in (1, 2, 4, 8):

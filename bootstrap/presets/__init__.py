@@ -1,4 +1,7 @@
-"""Presets: named jobs as plain functions. A preset is data, a recipe, the N of its real worlds and seeds."""
+"""Presets: named jobs as plain functions.
+
+A preset is data, a recipe, the N of its real worlds, and seeds.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bootstrap.errors import ConfigurationError
-from bootstrap.models import PreActResNet18
+from bootstrap.models import MLP, PreActResNet18
 from bootstrap.optimizers import SGD, Cosine
 from bootstrap.recipe import Recipe
 
@@ -40,14 +43,14 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
 
 
-SMALL = "diffusion(weights='small-v1.safetensors', solver='dpm++', n_steps=6, guidance=2.0)"
-LABELS: Literal["teacher"] = "teacher"
+SMALL = "diffusion(weights='small-v1.safetensors', solver='dpm++', n_steps=5, guidance=2.0)"
+LABELS: Literal["conditional"] = "conditional"
 
 
 def laptop() -> Preset:
     """The default job: minutes on two cores, every image from the shipped denoiser."""
     return Preset(
-        about="ResNet-18 (width 16), N = 500 and 2,000, 640 steps of 64 on images of the shipped denoiser",
+        about="ResNet-18 (width 16), N = 500 and 2,000, 640 steps of 64 on images of the denoiser",
         data=DataSpec(
             name="small-v1",
             source=SMALL,
@@ -62,7 +65,7 @@ def laptop() -> Preset:
             schedule=Cosine(warmup_fraction=0.05),
             n_steps=640,
             batch_size=64,
-            n_test_curve=1_024,
+            n_test_curve=512,
             every_step=True,
         ),
         n_samples=(500, 2_000),
@@ -96,9 +99,9 @@ def quick() -> Preset:
 
 
 def smoke() -> Preset:
-    """Seconds: toy images, to see that everything works. Its figure says nothing about real images."""
+    """Seconds: toy images, to see that all works. Its figure says nothing about real images."""
     return Preset(
-        about="toy images of 8 px, a small CNN, N = 200 and 1,000, 256 steps of 16",
+        about="toy images of 8 px, an MLP, N = 200 and 1,000, 256 steps of 16",
         data=DataSpec(
             name="toy-8px",
             source="toy(side=8)",
@@ -108,7 +111,7 @@ def smoke() -> Preset:
             n_reference=512,
         ),
         recipe=Recipe(
-            model=PreActResNet18(width=8),
+            model=MLP(width=256, depth=2),
             optimizer=SGD(lr=0.05, momentum=0.9),
             n_steps=256,
             batch_size=16,

@@ -1,0 +1,135 @@
+"""The generator's commands at toy size: fit a denoiser, a teacher, and judge a data set."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from bootstrap.errors import ConfigurationError, Interrupted
+from bootstrap.execution import Flags
+from bootstrap.pool import Pool
+from generators.commands import (
+    QualityOptions,
+    TrainGeneratorOptions,
+    TrainTeacherOptions,
+    run_quality,
+    run_train_generator,
+    run_train_teacher,
+)
+from generators.denoiser import DenoiserConfig, read_card, read_denoiser
+from generators.importers import import_npz
+from generators.label import class_of_ids, read_teacher
+from generators.toy import ToySource
+from generators.train import DenoiserRecipe
+
+FLAGS = Flags(device="cpu", precision="fp32", compiled=False, n_threads=1)
+TINY = DenoiserRecipe(
+    config=DenoiserConfig(widths=(16, 32), norm_groups=8),
+    n_images_seen=40 * 16,
+    batch_size=16,
+    warmup_images=64,
+)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Real images, as far as these tests are concerned: toy images as npz parts."""
+    folder, source = tmp_path_factory.mktemp("parts"), ToySource(side=8)
+    for name, start, n in (("train-0", 0, 1_500), ("test", 10_000, 300)):
+        ids = np.arange(start, start + n)
+        labels = class_of_ids(ids, 10)
+        np.savez(folder / f"{name}.npz", X=source.sample(ids, labels, np.zeros(n, int)), Y=labels)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def real(parts, tmp_path_factory):
+    out = tmp_path_factory.mktemp("real") / "toy"
+    import_npz(parts, out, name="toy", train_pattern="train-*.npz", test_pattern="test.npz")
+    return out
+
+
+def fit(parts, work, **options):
+    return list(
+        run_train_generator(
+            TrainGeneratorOptions(images=parts, work=work, recipe=TINY, **options), FLAGS, never
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def denoiser(parts, tmp_path_factory):
+    work = tmp_path_factory.mktemp("denoiser")
+    fit(parts, work)
+    return work / "denoiser.safetensors"
+
+
+def test_a_denoiser_is_fitted_to_images_of_any_size(denoiser):
+    assert read_denoiser(denoiser).config.image_shape == (8, 8, 3)
+
+
+def test_the_weights_say_how_many_images_they_have_seen(denoiser):
+    assert read_card(denoiser)["images_seen"] == 640
+
+
+def test_a_grid_of_samples_is_drawn_at_every_snapshot(denoiser):
+    assert (denoiser.parent / "samples-000040.png").exists()
+
+
+def test_fitting_that_was_stopped_goes_on_to_the_same_weights(parts, denoiser, tmp_path):
+    options = TrainGeneratorOptions(images=parts, work=tmp_path, recipe=TINY)
+    calls = iter(range(1_000))
+    with pytest.raises(Interrupted):
+        list(run_train_generator(options, FLAGS, lambda: next(calls) >= 17))
+    fit(parts, tmp_path)
+    assert (tmp_path / "denoiser.safetensors").read_bytes() == denoiser.read_bytes()
+
+
+def test_folding_guidance_needs_weights_to_start_from(parts, tmp_path):
+    from dataclasses import replace
+
+    options = TrainGeneratorOptions(
+        images=parts, work=tmp_path, recipe=replace(TINY, fold_guidance=2.0)
+    )
+    with pytest.raises(ConfigurationError, match="--init"):
+        list(run_train_generator(options, FLAGS, never))
+
+
+def test_the_images_seen_before_are_counted_on_the_card(parts, denoiser, tmp_path):
+    fit(parts, tmp_path, init=denoiser)
+    assert read_card(tmp_path / "denoiser.safetensors")["images_seen"] == 1_280
+
+
+@pytest.fixture(scope="module")
+def teacher(real, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    options = TrainTeacherOptions(
+        data=real, weights=folder / "teacher.safetensors", out=folder, width=4, n_passes=2.0
+    )
+    list(run_train_teacher(options, FLAGS, never))
+    return options.weights
+
+
+def test_the_error_on_the_teachers_card_is_its_error_on_the_test_images(teacher, real):
+    with safe_open(str(teacher), framework="np") as file:
+        card = json.loads(file.metadata()["card"])
+    test = Pool(real, "test").first(300)
+    guess = read_teacher(teacher, FLAGS).probabilities(test.images).argmax(axis=1)
+    assert abs((guess != test.labels).mean() - card["test_error"]) < 0.01  # float16 weights
+
+
+def test_quality_writes_the_error_on_real_images_onto_the_card(real, tmp_path):
+    from generators.write import generate
+
+    generate(ToySource(side=8), tmp_path, {"test": 300, "stream": 1_024})
+    options = QualityOptions(data=tmp_path, real=real, n_train=1_024, n_passes=2.0, width=4)
+    list(run_quality(options, FLAGS))
+    quality = json.loads((tmp_path / "quality.json").read_bytes())
+    error = quality["cross_test_error"]["generated_to_real"]
+    assert f"**{error:.3f}**" in (tmp_path / "README.md").read_text()
+    assert 0 < error < 1

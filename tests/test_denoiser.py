@@ -1,0 +1,214 @@
+"""The denoiser: fresh weights from a seed, training that learns and that resumes bit for bit."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bootstrap.checkpoint import read_latest, write_checkpoint
+from bootstrap.errors import NumericError
+from generators.denoiser import (
+    DenoiserConfig,
+    build_denoiser,
+    flow_matching_loss,
+    read_denoiser,
+    write_denoiser,
+)
+from generators.sources import LabelledImages
+from generators.train import DenoiserRecipe, build_state, train_denoiser
+
+TINY = DenoiserConfig(image_shape=(8, 8, 3), class_names=("a", "b"), widths=(16, 32), norm_groups=8)
+RECIPE = DenoiserRecipe(config=TINY, n_images_seen=48, batch_size=8, warmup_images=16)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    rng = np.random.default_rng(0)
+    return LabelledImages(
+        images=rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8),
+        labels=rng.integers(0, 2, 20),
+        class_names=TINY.class_names,
+    )
+
+
+def is_equal(a, b):
+    return all(torch.equal(tensor, b[name]) for name, tensor in a.items())
+
+
+def stop_after(n):
+    """An `is_interrupted` that lets `n` steps pass."""
+    answers = iter([False] * n)
+    return lambda: next(answers, True)
+
+
+def test_the_velocity_has_the_shape_of_the_image():
+    denoiser = build_denoiser(TINY, seed=0)
+    x = torch.zeros(2, 3, 8, 8)
+    assert denoiser(x, torch.ones(2), torch.tensor([0, 1])).shape == x.shape
+
+
+def test_the_velocity_depends_on_time_and_label():
+    denoiser = build_denoiser(TINY, seed=0).eval()
+    x = torch.ones(4, 3, 8, 8)
+    label = torch.tensor([0, 0, 1, denoiser.null_label])
+    with torch.no_grad():
+        velocity = denoiser(x, torch.tensor([0.1, 0.9, 0.1, 0.1]), label)
+    assert len({row.numpy().tobytes() for row in velocity}) == 4
+
+
+def test_weights_come_back_in_half_precision(tmp_path):
+    denoiser = build_denoiser(TINY, seed=0)
+    write_denoiser(tmp_path / "w.safetensors", denoiser, {"images_seen": 5})
+    read = read_denoiser(tmp_path / "w.safetensors").state_dict()
+    halved = {name: tensor.half().float() for name, tensor in denoiser.state_dict().items()}
+    assert is_equal(halved, read)
+
+
+def test_the_configuration_comes_back_with_the_weights(tmp_path):
+    write_denoiser(tmp_path / "w.safetensors", build_denoiser(TINY, seed=0), {})
+    assert read_denoiser(tmp_path / "w.safetensors").config == TINY
+
+
+def test_writing_what_was_read_gives_the_same_bytes(tmp_path):
+    first = tmp_path / "first.safetensors"
+    write_denoiser(first, build_denoiser(TINY, seed=0), {"k": 1})
+    for name in "abcd":  # an unstable order would be right by chance now and then
+        write_denoiser(tmp_path / name, read_denoiser(first), {"k": 1})
+        assert (tmp_path / name).read_bytes() == first.read_bytes()
+
+
+def test_weights_whose_configuration_is_an_entry_of_its_own_are_read(tmp_path):
+    state = build_denoiser(TINY, seed=0).state_dict()
+    tensors = {name: tensor.half().contiguous() for name, tensor in state.items()}
+    metadata = {"config": json.dumps(asdict(TINY)), "card": "{}"}
+    save_file(tensors, tmp_path / "w.safetensors", metadata=metadata)
+    assert read_denoiser(tmp_path / "w.safetensors").config == TINY
+
+
+def test_fresh_weights_depend_on_the_seed_only():
+    first = build_denoiser(TINY, seed=3).state_dict()
+    torch.rand(5)
+    assert is_equal(first, build_denoiser(TINY, seed=3).state_dict())
+
+
+def test_another_seed_has_other_weights():
+    first, second = (build_denoiser(TINY, seed=seed).state_dict() for seed in (0, 1))
+    assert not is_equal(first, second)
+
+
+def test_fresh_weights_leave_the_global_generator_alone():
+    before = torch.get_rng_state()
+    build_denoiser(TINY, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"image_shape": (10, 8, 3)}, "must be multiples of 4"),
+        ({"image_shape": (8, 9, 3)}, "must be multiples of 4"),
+        ({"widths": (16, 20)}, "must be multiples of norm_groups=8"),
+        ({"widths": ()}, "all must be at least 1"),
+        ({"widths": (0, 8)}, "all must be at least 1"),
+        ({"fold_px": 0}, "all must be at least 1"),
+        ({"norm_groups": 0}, "all must be at least 1"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(change, rule):
+    with pytest.raises(ValueError, match=rule):
+        DenoiserConfig(**{**vars(TINY), **change})
+
+
+def test_the_loss_of_the_right_velocity_is_zero():
+    images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+
+    def exact(x, t, labels):
+        return (x - images) / t[:, None, None, None]
+
+    loss = flow_matching_loss(exact, images, None, torch.Generator().manual_seed(0))
+    assert loss.item() < 1e-8
+
+
+def test_the_loss_falls_on_one_batch():
+    denoiser = build_denoiser(TINY, seed=0)
+    optimizer = torch.optim.AdamW(denoiser.parameters(), lr=5e-3)
+    images = torch.linspace(-1, 1, 8 * 3 * 8 * 8).reshape(8, 3, 8, 8)
+    losses = []
+    for _ in range(30):
+        generator = torch.Generator().manual_seed(0)
+        loss = flow_matching_loss(denoiser, images, torch.zeros(8, dtype=torch.int64), generator)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_training_resumed_in_the_middle_equals_training_without_a_stop(tmp_path, data):
+    whole = build_state(RECIPE, CPU)
+    list(train_denoiser(RECIPE, data, whole))
+
+    part = build_state(RECIPE, CPU)
+    list(train_denoiser(RECIPE, data, part, is_interrupted=stop_after(2)))
+    assert part.step == 2
+    write_checkpoint(tmp_path, "denoiser", part.step, part.tensors(), part.meta())
+    resumed = build_state(RECIPE, CPU)
+    tensors, meta = read_latest(tmp_path, "denoiser")
+    resumed.load(tensors, **meta)
+    list(train_denoiser(RECIPE, data, resumed))
+
+    assert resumed.step == whole.step == 6
+    assert is_equal(whole.tensors(), resumed.tensors())
+
+
+def test_training_leaves_the_global_generator_alone(data):
+    before = torch.get_rng_state()
+    list(train_denoiser(RECIPE, data, build_state(RECIPE, CPU)))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_records_come_at_the_interval_and_at_the_end(data):
+    records = list(train_denoiser(RECIPE, data, build_state(RECIPE, CPU), record_every_steps=4))
+    assert [(r.step, r.images_seen) for r in records] == [(4, 32), (6, 48)]
+
+
+def test_the_average_lags_behind_the_weights(data):
+    state = build_state(RECIPE, CPU)
+    fresh = build_denoiser(TINY, RECIPE.seed).state_dict()
+    list(train_denoiser(RECIPE, data, state))
+    moved, lagging = (
+        sum((m.state_dict()[name] - t).abs().sum() for name, t in fresh.items())
+        for m in (state.model, state.ema)
+    )
+    assert 0 < lagging < moved
+
+
+def test_training_may_start_from_given_weights():
+    initial = build_denoiser(TINY, seed=9)
+    state = build_state(RECIPE, CPU, initial)
+    assert is_equal(initial.state_dict(), state.model.state_dict())
+    assert is_equal(initial.state_dict(), state.ema.state_dict())
+
+
+def test_weights_that_are_not_finite_stop_training_with_the_step(data):
+    state = build_state(RECIPE, CPU)
+    with torch.no_grad():
+        next(state.model.parameters()).fill_(float("nan"))
+    with pytest.raises(NumericError, match=r"step 0: .*lower the learning rate"):
+        list(train_denoiser(RECIPE, data, state))
+
+
+def test_the_learning_rate_warms_up_stays_and_falls():
+    recipe = DenoiserRecipe(n_images_seen=1_000, batch_size=10, warmup_images=100, lr=1.0)
+    rates = [recipe.lr_at(step) for step in (0, 4, 9, 50, 79, 80, 90, 99)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 1, 1, 1, 0.5, 0.05])
+
+
+def test_the_decay_of_the_average_warms_up():
+    decays = [RECIPE.ema_decay_at(step) for step in (0, 8, 10**6)]
+    assert decays == pytest.approx([0.1, 0.5, 0.9995])
