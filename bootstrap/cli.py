@@ -183,7 +183,9 @@ def compare(argv: list[str]) -> None:
     recipe = options.recipe
     flags = options.execution.resolve("classifier", recipe.n_draws)
 
-    from bootstrap.pair import Control, plan_pair, run_pair
+    from bootstrap.forks import Control
+    from bootstrap.pair import run_pair
+    from bootstrap.plan import plan_pair
 
     plan = plan_pair(
         recipe, data, options.out, n_samples=options.n_samples, flags=flags, preset=options.preset
@@ -277,7 +279,8 @@ def import_(argv: list[str]) -> None:
         raise ConfigurationError(
             f"import what? one of {', '.join(kinds)}, then --help for its options"
         )
-    manifest = tyro.cli(kinds[argv[0]], args=argv[1:], prog=f"deep-bootstrap import {argv[0]}")
+    prog, config = f"deep-bootstrap import {argv[0]}", (tyro.conf.PositionalRequiredArgs,)
+    manifest = tyro.cli(kinds[argv[0]], args=argv[1:], prog=prog, config=config)
     for split in ("stream", "reference", "test"):
         print(f"{manifest.name}: {split} {manifest.n(split):,}")
 

@@ -19,10 +19,11 @@ from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.files import pretty_json
 from bootstrap.files import replace as replace_file
+from bootstrap.forks import Control
 from bootstrap.models import PreActResNet18
 from bootstrap.optimizers import SGD, Cosine
 from bootstrap.options import Execution
-from bootstrap.pair import Control, run_real
+from bootstrap.pair import run_real
 from bootstrap.recipe import Recipe
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest

@@ -94,9 +94,9 @@ def import_npz(
     parts_folder: Path,
     out: Path,
     *,
-    name: str,
-    train_pattern: str,
-    test_pattern: str,
+    name: str | None = None,
+    train_pattern: str = "train-*.npz",
+    test_pattern: str = "test.npz",
     n_test: int | None = None,
     n_reference: int | None = None,
     seed: int = 0,
@@ -129,7 +129,9 @@ def import_npz(
     return _import(_npz_source(train + test), orders, out, name, choices)
 
 
-def import_cifar5m(folder: Path, out: Path, *, n_test: int = 50_000, seed: int = 0) -> Manifest:
+def import_cifar5m(
+    folder: Path, out: Path = Path("data/cifar5m"), *, n_test: int = 50_000, seed: int = 0
+) -> Manifest:
     """CIFAR-5m (Nakkiran et al. 2021) from its files part0.npz to part5.npz; returns its manifest.
 
     stream: parts 0-4. test: the first `n_test` rows of part 5, permuted; 10,000 is the official
@@ -159,8 +161,8 @@ def import_image_folder(
     folder: Path,
     out: Path,
     *,
-    name: str,
-    side: int,
+    name: str | None = None,
+    side: int = 32,
     test_fraction: float = 0.1,
     n_reference: int | None = None,
     seed: int = 0,
@@ -193,7 +195,13 @@ def import_image_folder(
 
 
 def import_torchvision(
-    dataset: str, root: Path, out: Path, *, name: str, n_reference: int | None = None, seed: int = 0
+    dataset: str,
+    root: Path,
+    out: Path,
+    *,
+    name: str | None = None,
+    n_reference: int | None = None,
+    seed: int = 0,
 ) -> Manifest:
     """A data set from a torchvision set below `root`, held in memory once; returns its manifest.
 
@@ -292,7 +300,7 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
 
 
 def _import(
-    source: Source, orders: dict[str, Order], out: Path, name: str, choices: dict[str, Any]
+    source: Source, orders: dict[str, Order], out: Path, name: str | None, choices: dict[str, Any]
 ) -> Manifest:
     """Make the shards that `out` lacks, then the manifest and the data card."""
     generator = {"source": "import", "name": name, **choices}
@@ -305,7 +313,7 @@ def _import(
         _make(source, missing, out, generator)
     manifest = collect_manifest(
         out,
-        name=name,
+        name=name or out.name,
         image_shape=source.image_shape,
         class_names=source.class_names,
         label_source="given",

@@ -42,7 +42,8 @@ def generate_job(folder: Path) -> None:
 def compare_job(folder: Path) -> None:
     from test_paired import FLAGS, RECIPE, SIZES, N
 
-    from bootstrap.pair import Control, run_pair
+    from bootstrap.forks import Control
+    from bootstrap.pair import run_pair
     from generators.toy import ToySource
     from generators.write import generate
 

@@ -119,7 +119,7 @@ def test_a_stream_that_is_too_short_exits_4_with_both_numbers_and_the_remedy(
     code, _, err = deep_bootstrap("compare", "--preset", "smoke", *at)
     assert code == 4
     assert "the stream holds 2,048 samples, 4,096 are needed" in err
-    assert "N=4096" in err
+    assert f"deep-bootstrap generate --preset smoke --data {toy_data} --n 4096" in err
     assert not (tmp_path / "results").exists()
 
 

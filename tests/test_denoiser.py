@@ -1,7 +1,7 @@
 """The denoiser: fresh weights from a seed, training that learns and that resumes bit for bit."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from bootstrap.checkpoint import read_latest, write_checkpoint
 from bootstrap.errors import NumericError
 from generators.denoiser import (
     DenoiserConfig,
+    GuidedVelocity,
     build_denoiser,
     flow_matching_loss,
     read_denoiser,
@@ -212,3 +213,29 @@ def test_the_learning_rate_warms_up_stays_and_falls():
 def test_the_decay_of_the_average_warms_up():
     decays = [RECIPE.ema_decay_at(step) for step in (0, 8, 10**6)]
     assert decays == pytest.approx([0.1, 0.5, 0.9995])
+
+
+def test_the_folded_target_is_the_guided_velocity():
+    guide = build_denoiser(TINY, seed=0).eval()
+    x, t, label = torch.randn(4, 3, 8, 8), torch.rand(4), torch.tensor([0, 1, 0, 1])
+    with torch.no_grad():
+        conditional, free = guide(x, t, label), guide(x, t, torch.full_like(label, 2))
+    target = GuidedVelocity(guide, 3.0)(x, t, label, x, x)
+    torch.testing.assert_close(target, free + 3.0 * (conditional - free))
+
+
+def test_without_a_class_there_is_nothing_to_fold():
+    guide = build_denoiser(TINY, seed=0).eval()
+    x, t, null = torch.randn(4, 3, 8, 8), torch.rand(4), torch.full((4,), 2)
+    with torch.no_grad():
+        free = guide(x, t, null)
+    torch.testing.assert_close(GuidedVelocity(guide, 3.0)(x, t, null, x, x), free)
+
+
+def test_a_guide_changes_what_is_learned(data):
+    guide = build_denoiser(TINY, seed=1).eval().requires_grad_(False)
+    recipe = replace(RECIPE, fold_guidance=2.0)
+    plain, guided = build_state(RECIPE, CPU), build_state(recipe, CPU)
+    list(train_denoiser(RECIPE, data, plain))
+    list(train_denoiser(recipe, data, guided, guide=guide))
+    assert not is_equal(plain.model.state_dict(), guided.model.state_dict())

@@ -9,9 +9,11 @@ import pytest
 from bootstrap.augment import CropFlip, crop_flip_draws
 from bootstrap.errors import ConfigurationError, NotEnoughData, NumericError
 from bootstrap.execution import Flags
+from bootstrap.forks import Control
 from bootstrap.models import MLP, SmallCNN
 from bootstrap.optimizers import SGD
-from bootstrap.pair import Control, identity, run_pair
+from bootstrap.pair import run_pair
+from bootstrap.plan import identity
 from bootstrap.recipe import Recipe
 from bootstrap.runlog import load_run
 from bootstrap.shards import read_manifest
@@ -227,7 +229,7 @@ def test_more_seeds_extend_the_run(data, tmp_path):
 
 def test_a_stream_that_is_too_short_is_refused_before_training(data, tmp_path):
     recipe = replace(RECIPE, n_steps=200)
-    with pytest.raises(NotEnoughData, match=r"holds 2,048 samples, 3,200 are needed.*N=4096"):
+    with pytest.raises(NotEnoughData, match=r"holds 2,048 samples, 3,200 are needed.*--n 4096"):
         run_pair(recipe, data, tmp_path / "out", n_samples=N, flags=FLAGS)
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,290 @@
+"""One seed of a pair: the trunk (the ideal world), its forks, and their tails (the real worlds).
+
+States are saved at intervals and at every fork; whatever was stopped goes on from the latest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save
+from torch import Tensor
+
+from bootstrap.batch import Batch
+from bootstrap.checkpoint import (
+    keep_latest,
+    read_checkpoint,
+    read_latest,
+    remove_checkpoint,
+    write_checkpoint,
+)
+from bootstrap.errors import Interrupted, NumericError
+from bootstrap.files import pretty_json, remove_leftovers, replace, sha256_hex
+from bootstrap.plan import Plan
+from bootstrap.pool import Pool
+from bootstrap.recipe import MAX_PROBE_N
+from bootstrap.records import Record, StepRecord
+from bootstrap.runlog import IDEAL, RowWriter, read_rows, real_name, truncate_rows
+from bootstrap.train import Probes, Task, TrainState, build_state, train
+from bootstrap.worlds import SeedOrder, World
+
+log = logging.getLogger(__name__)
+Saved = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """How a pair is watched and stopped."""
+
+    on_record: Callable[[int, str, Record | StepRecord], None] = lambda seed, world, record: None
+    is_interrupted: Callable[[], bool] = lambda: False
+    checkpoint_every_s: float = 60.0
+    share_prefix: bool = True  # False trains every real world from step 0: the same, but slower
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRun:
+    """One seed of a plan, with its data open."""
+
+    plan: Plan
+    seed: int
+    pool: Pool
+    control: Control
+
+    @property
+    def folder(self) -> Path:
+        """Where the seed's records go."""
+        return self.plan.folder / f"seed-{self.seed}"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where its states go until they are not needed any more."""
+        return self.folder / "checkpoints"
+
+    def is_done(self, world: str) -> bool:
+        """Whether a world has reached its last step."""
+        return (self.folder / f"{world}.done.json").exists()
+
+    def state(self, saved: Saved | None = None) -> TrainState:
+        """The state at step 0, or a saved one."""
+        plan = self.plan
+        state = build_state(plan.recipe, plan.manifest, plan.pool_n_samples, self.seed, plan.flags)
+        if saved is not None:
+            state.load(saved[0], saved[1]["state"])
+        return state
+
+    def task(self, world_n: int, probe_n: Sequence[int]) -> Task:
+        """What stays fixed in training; a probe lasts until its world is on its own."""
+        plan, device = self.plan, self.plan.flags.torch_device
+        order = SeedOrder(pool_n_samples=plan.pool_n_samples, seed=self.seed)
+        test_pool = Pool(plan.data, "test", plan.manifest)
+        test = Batch.from_columns(test_pool.first(test_pool.n), device)
+        test_pool.close()
+        probes = None
+        if probe_n:
+            sizes = {real_name(n): min(n, MAX_PROBE_N) for n in probe_n}
+            columns = self.pool.rows(order.ids(np.arange(max(sizes.values()))))
+            until = {
+                real_name(n): plan.end if world_n == n else plan.prefix_stop(n) for n in probe_n
+            }
+            batch = Batch.from_columns(columns, device)
+            probes = Probes(batch=batch, n=sizes, until_step=until)
+        return Task(
+            recipe=plan.recipe,
+            world=World(n_samples=world_n, seed=self.seed),
+            pool=self.pool,
+            order=order,
+            test=test,
+            probes=probes,
+            grid=frozenset(plan.grid),
+            flags=plan.flags,
+        )
+
+    def saved_tail(self, n: int) -> Saved | None:
+        """Where the real world with N = n can start: its latest checkpoint, else its fork."""
+        if not (self.folder / f"{real_name(n)}.jsonl").exists():
+            return None
+        latest = read_latest(self.checkpoints, real_name(n))
+        return latest or read_checkpoint(self.checkpoints, "fork", self.plan.fork_step(n))
+
+
+def run_seed(run: SeedRun) -> None:
+    """Bring one seed to its end: the trunk, then every tail that is not done."""
+    plan = run.plan
+    if not run.control.share_prefix:
+        run_alone(run, IDEAL, plan.pool_n_samples, probe_n=())
+        for n in plan.n_samples:
+            run_alone(run, real_name(n), n, probe_n=(n,))
+        return
+    if not run.is_done(IDEAL):
+        run_trunk(run)
+    pending = [n for n in plan.n_samples if not run.is_done(real_name(n))]
+    replay_trunk(run, [n for n in pending if run.saved_tail(n) is None])
+    for n in pending:
+        if not run.is_done(real_name(n)):
+            run_tail(run, n)
+            complete_ideal(run, n)
+    for step in {plan.fork_step(n) for n in plan.n_samples}:
+        remove_checkpoint(run.checkpoints, "fork", step)
+
+
+def run_trunk(run: SeedRun) -> None:
+    """The ideal world to its end, with a fork state and the shared records of every N."""
+    plan, n_samples = run.plan, list(run.plan.n_samples)
+    saved = read_latest(run.checkpoints, "trunk")
+    if saved and saved[1]["n_samples"] != n_samples:
+        saved = None  # it has no records for the new N: start again
+    state = run.state(saved)
+    worlds = {IDEAL: plan.end, **{real_name(n): plan.prefix_stop(n) for n in n_samples}}
+    stops = sorted({*map(plan.fork_step, n_samples), plan.recipe.n_steps})
+    task = run.task(plan.pool_n_samples, n_samples)
+    advance(run, task, state, worlds, stops, "trunk", {"n_samples": n_samples})
+    for n in n_samples:
+        if not plan.forks(n):
+            finish(run, real_name(n), state)
+    finish(run, IDEAL, state)
+    keep_latest(run.checkpoints, "trunk", n=0)
+
+
+def replay_trunk(run: SeedRun, n_samples: Sequence[int]) -> None:
+    """The trunk again as far as these N need it, because they were asked for after it was done."""
+    if not n_samples:
+        return
+    plan = run.plan
+    log.info("replaying the ideal world up to the forks of N = %s", list(n_samples))
+    state, task = run.state(), run.task(plan.pool_n_samples, n_samples)
+    worlds = {real_name(n): plan.prefix_stop(n) for n in n_samples}
+    advance(run, task, state, worlds, sorted({*map(plan.fork_step, n_samples)}), None)
+    for n in n_samples:
+        if not plan.forks(n):
+            finish(run, real_name(n), state)
+
+
+def run_tail(run: SeedRun, n: int) -> None:
+    """A real world from its fork, or from its latest checkpoint, to the end."""
+    name, state = real_name(n), run.state(run.saved_tail(n))
+    advance(run, run.task(n, (n,)), state, {name: run.plan.end}, [run.plan.recipe.n_steps], name)
+    finish(run, name, state)
+    keep_latest(run.checkpoints, name, n=0)
+
+
+def run_alone(run: SeedRun, name: str, n: int, probe_n: Sequence[int]) -> None:
+    """One world from step 0, or from its latest checkpoint, to the end."""
+    if run.is_done(name):
+        return
+    state = run.state(read_latest(run.checkpoints, name))
+    task = run.task(n, probe_n)
+    advance(run, task, state, {name: run.plan.end}, [run.plan.recipe.n_steps], name)
+    finish(run, name, state)
+    keep_latest(run.checkpoints, name, n=0)
+
+
+def complete_ideal(run: SeedRun, n: int) -> None:
+    """Give the ideal world its row at the fork of an N that was asked for after it was done.
+
+    At the fork both worlds are the same run, so the row is the real world's without its `train_*`.
+    """
+    path, step = run.folder / f"{IDEAL}.jsonl", run.plan.fork_step(n)
+    rows = read_rows(path)
+    if any(row["step"] == step for row in rows):
+        return
+    real = read_rows(run.folder / f"{real_name(n)}.jsonl")
+    shared = next(row for row in real if row["step"] == step)
+    own = {k: v for k, v in shared.items() if not k.startswith("train_") and k != "schema"}
+    rows = sorted([*rows, own], key=lambda row: row["step"])
+    replace(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+
+
+def advance(
+    run: SeedRun,
+    task: Task,
+    state: TrainState,
+    worlds: dict[str, int],
+    stops: Sequence[int],
+    name: str | None,
+    meta: dict[str, Any] | None = None,
+) -> None:
+    """Train through `stops`; write each world's records before its own step; save states.
+
+    States go to `<name>-<step>` at intervals (without a name to none) and to `fork-<step>` at every
+    stop but the last step.
+    """
+    control, folder, n_steps = run.control, run.folder, run.plan.recipe.n_steps
+    label = name or "replay"
+    remove_leftovers(folder)
+    for world in worlds:
+        truncate_rows(folder / f"{world}.jsonl", state.step)
+        truncate_rows(folder / f"{world}-every-step.jsonl", state.step)
+    (folder / f"{label}.failed.json").unlink(missing_ok=True)
+    saved_at = time.monotonic()
+
+    def is_paused() -> bool:
+        return control.is_interrupted() or time.monotonic() - saved_at > control.checkpoint_every_s
+
+    with ExitStack() as files:
+
+        def open_rows(suffix: str) -> dict[str, RowWriter]:
+            paths = {world: folder / f"{world}{suffix}.jsonl" for world in worlds}
+            return {world: files.enter_context(RowWriter(path)) for world, path in paths.items()}
+
+        rows = open_rows("")
+        steps = open_rows("-every-step") if run.plan.recipe.every_step else {}
+
+        def write(record: Record | StepRecord) -> None:
+            for world, until_step in worlds.items():
+                if record.step >= until_step:
+                    continue
+                if isinstance(record, Record):
+                    rows[world].write(record.for_world(world).to_json())
+                else:
+                    steps[world].write(record.to_json())
+            control.on_record(run.seed, label, record)
+
+        def save_state(kind: str) -> None:
+            for writer in (*rows.values(), *steps.values()):
+                writer.sync()
+            everything = {**(meta or {}), "state": state.meta()}
+            write_checkpoint(run.checkpoints, kind, state.step, state.tensors(), everything)
+
+        for stop in (stop for stop in stops if stop >= state.step):
+            while True:
+                try:
+                    for record in train(task, state, until_step=stop, is_paused=is_paused):
+                        write(record)
+                except NumericError as error:
+                    failure = {"step": state.step, "reason": str(error)}
+                    replace(folder / f"{label}.failed.json", pretty_json(failure))
+                    raise NumericError(f"{folder}: {label}: {error}") from error
+                if state.step >= stop:
+                    break
+                if name is not None:
+                    save_state(name)
+                    keep_latest(run.checkpoints, name)
+                saved_at = time.monotonic()
+                if control.is_interrupted():
+                    raise Interrupted(
+                        f"{folder}: {label} stopped at step {state.step}; run it again to go on"
+                    )
+            if stop < n_steps:
+                save_state("fork")
+
+
+def finish(run: SeedRun, world: str, state: TrainState) -> None:
+    """Save the final weights, then the mark that says the world is done."""
+    weights = save({k: v.cpu().contiguous() for k, v in state.model.state_dict().items()})
+    replace(run.folder / f"{world}.safetensors", weights)
+    done = {
+        "weights_sha256": sha256_hex(weights),
+        "n_rows": len(read_rows(run.folder / f"{world}.jsonl")),
+        "wall_s": round(state.wall_s, 3),
+        "evaluation_s": round(state.evaluation_s, 3),
+    }
+    replace(run.folder / f"{world}.done.json", pretty_json(done))

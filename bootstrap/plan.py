@@ -1,0 +1,170 @@
+"""The plan of a pair: what is trained on what, under which name; made before any training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bootstrap.environment import describe_environment
+from bootstrap.errors import ConfigurationError, NotEnoughData
+from bootstrap.execution import Flags
+from bootstrap.files import canonical_json, pretty_json, replace, sha256_hex
+from bootstrap.recipe import Recipe, evaluation_grid
+from bootstrap.records import SCHEMA
+from bootstrap.shards import Manifest, read_manifest
+from bootstrap.worlds import BLOCK, World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A pair, resolved: what is trained on what, and where its records go."""
+
+    recipe: Recipe
+    manifest: Manifest
+    data: Path
+    folder: Path
+    pool_n_samples: int
+    n_samples: tuple[int, ...]
+    flags: Flags
+
+    @property
+    def end(self) -> int:
+        """One past the last step that has a record."""
+        return self.recipe.n_steps + 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Steps of evaluation of every world of the pair."""
+        return tuple(
+            sorted({*evaluation_grid(self.recipe.n_steps), *map(self.fork_step, self.n_samples)})
+        )
+
+    def fork_step(self, n: int) -> int:
+        """Where the real world with N = n leaves the trunk, or n_steps if it never does."""
+        world = World(n_samples=n, seed=0)
+        return min(world.first_reuse_step(self.recipe.batch_size), self.recipe.n_steps)
+
+    def forks(self, n: int) -> bool:
+        """Whether the real world with N = n ever re-uses a sample."""
+        return self.fork_step(n) < self.recipe.n_steps
+
+    def prefix_stop(self, n: int) -> int:
+        """Records before this step are the trunk's; all of them if the world never forks."""
+        return self.fork_step(n) if self.forks(n) else self.end
+
+
+def plan_pair(
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    n_samples: Sequence[int],
+    flags: Flags,
+    preset: str = "custom",
+) -> Plan:
+    """Resolve a pair without training: find its folder, check that the stream is long enough."""
+    manifest = read_manifest(data)
+    check_enough_data(recipe, manifest, n_samples, data, preset)
+    pool_n_samples, known_n = manifest.n_stream, set()
+    for path in sorted(out.glob(f"{preset}-????????/pair.json")):
+        known = json.loads(path.read_bytes())
+        pool_then = known["pool_n_samples"]
+        same = path.parent.name == run_name(preset, recipe, manifest, pool_then, flags)
+        if same and pool_then <= manifest.n_stream:  # made before the stream was extended
+            pool_n_samples, known_n = pool_then, set(known["n_samples"])
+    return Plan(
+        recipe=recipe,
+        manifest=manifest,
+        data=data,
+        folder=out / run_name(preset, recipe, manifest, pool_n_samples, flags),
+        pool_n_samples=pool_n_samples,
+        n_samples=tuple(sorted({*n_samples, *known_n})),
+        flags=flags,
+    )
+
+
+def check_enough_data(
+    recipe: Recipe,
+    manifest: Manifest,
+    n_samples: Sequence[int],
+    data: Path,
+    preset: str = "custom",
+) -> None:
+    """NotEnoughData unless the ideal world stays fresh to the last step and every N fits."""
+    if not n_samples or min(n_samples) < 1:
+        raise ConfigurationError(f"n_samples={list(n_samples)}: give at least one N of at least 1")
+    needed = max(recipe.n_draws, max(n_samples))
+    if needed > manifest.n_stream:
+        blocks = -(-needed // BLOCK) * BLOCK
+        command = "deep-bootstrap generate" + ("" if preset == "custom" else f" --preset {preset}")
+        raise NotEnoughData(
+            f"{data}: the stream holds {manifest.n_stream:,} samples, {needed:,} are needed"
+            f" ({recipe.n_steps:,} steps x {recipe.batch_size}, N up to {max(n_samples):,});"
+            f" run `{command} --data {data} --n {blocks}` or lower --n-steps"
+        )
+    if manifest.n("test") == 0:
+        raise NotEnoughData(f"{data}: there is no test split; generate or import one")
+
+
+def identity(
+    recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
+) -> dict[str, Any]:
+    """Everything that decides the numbers of a pair, whatever its seeds, N and folder."""
+    return {
+        "schema": SCHEMA,
+        "recipe": recipe.non_default(),
+        "data": data_hash(manifest, pool_n_samples),
+        "pool_n_samples": pool_n_samples,
+        "n_test": manifest.n("test"),
+        "grid": list(evaluation_grid(recipe.n_steps)),
+        "flags": flags.to_json(),
+    }
+
+
+def data_hash(manifest: Manifest, pool_n_samples: int) -> str:
+    """sha256 over the shards of test, reference and the used blocks of the stream."""
+    stream = manifest.split("stream")
+    first_id = stream[0].first_id if stream else 0
+    used = [shard for shard in stream if shard.first_id < first_id + pool_n_samples]
+    shards = [*manifest.split("test"), *manifest.split("reference"), *used]
+    return sha256_hex(canonical_json([[shard.name, shard.sha256] for shard in shards]).encode())
+
+
+def run_name(
+    preset: str, recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
+) -> str:
+    """The folder of a run: its preset and eight digits of its identity."""
+    text = canonical_json(identity(recipe, manifest, pool_n_samples, flags))
+    return f"{preset}-{sha256_hex(text.encode())[:8]}"
+
+
+def write_pair_json(plan: Plan, preset: str, seeds: Sequence[int]) -> None:
+    """Say what the run is, before anything is trained; seeds and N of earlier calls are kept."""
+    path = plan.folder / "pair.json"
+    known = json.loads(path.read_bytes()) if path.exists() else {}
+    environment = known.get("environment") or describe_environment(plan.flags)
+    value = {
+        "schema": SCHEMA,
+        "run": plan.folder.name,
+        "preset": preset,
+        "recipe": plan.recipe.to_json(),
+        "n_samples": list(plan.n_samples),
+        "seeds": sorted({*seeds, *known.get("seeds", [])}),
+        "data": {
+            "name": plan.manifest.name,
+            "label_source": plan.manifest.label_source,
+            "image_shape": list(plan.manifest.image_shape),
+            "class_names": list(plan.manifest.class_names),
+        },
+        "n_test": plan.manifest.n("test"),
+        "n_test_curve": min(plan.recipe.n_test_curve, plan.manifest.n("test")),
+        "every_step": plan.recipe.every_step,
+        "pool_n_samples": plan.pool_n_samples,
+        "identity": identity(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags),
+        "environment": environment,
+    }
+    if value != known:
+        replace(path, pretty_json(value))
