@@ -9,16 +9,22 @@ import logging
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tyro
 
 from bootstrap.errors import BootstrapError, ConfigurationError
-from bootstrap.options import Execution
+from bootstrap.options import (
+    CompareOptions,
+    DoctorOptions,
+    GenerateOptions,
+    PlotOptions,
+    VerifyOptions,
+)
 from bootstrap.presets import PRESETS, build_preset
-from bootstrap.recipe import TABLES, Recipe
+from bootstrap.progress import Progress, bar_settings, cost_line, summary_lines
+from bootstrap.recipe import TABLES
 from bootstrap.signals import StopRequest
 from bootstrap.spec import format_spec, parse_spec
 from bootstrap.worlds import BLOCK
@@ -29,57 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("deep-bootstrap")
 WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
+TEACHER = "teacher-v1.safetensors"
 SLOW_MINUTES = 20.0
-
-
-# ---------------------------------------------------------------- options
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenerateOptions:
-    """Make or extend a data set; running it again resumes, a finished one is left alone."""
-
-    preset: str = "laptop"
-    """which job's data: see `deep-bootstrap --help`"""
-    data: Path | None = None
-    """the data set's folder; by default data/<name of the preset's data>"""
-    n: int | None = None
-    """stream images (rounded up to blocks of 1,024), instead of the preset's"""
-    source: str | None = None
-    """e.g. toy(side=8) or diffusion(weights='small-v1.safetensors', n_steps=8)"""
-    labels: str | None = None
-    """conditional, teacher or agree"""
-    teacher: Path | None = None
-    """a teacher's weights, instead of the shipped one"""
-    accept_new_bytes: bool = False
-    """extend a data set although this hardware or version rounds differently"""
-    dry_run: bool = False
-    """say what would be made, and how long it takes, then stop"""
-    execution: Execution = field(default_factory=Execution)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """Train both worlds on the same seeds and draw their test errors and the gap."""
-
-    preset: str = "laptop"
-    """where the defaults below come from"""
-    data: Path | None = None
-    """the data set's folder; by default data/<name of the preset's data>"""
-    out: Path = Path("results")
-    """runs go to <out>/<preset>-<hash>/"""
-    seeds: str = "0"
-    """e.g. 0-4 or 0,3"""
-    n_samples: tuple[int, ...] = ()
-    """N of each real world"""
-    dry_run: bool = False
-    """say what would be run, then stop"""
-    overwrite: bool = False
-    """delete the run first, if it exists"""
-    max_minutes: float | None = None
-    """save and stop (exit 75) after this long"""
-    execution: Execution = field(default_factory=Execution)
-    recipe: Recipe = field(default_factory=Recipe)
+MIN_ESTIMATED_N = 512  # fewer images are made before they are timed
 
 
 # ---------------------------------------------------------------- commands
@@ -96,8 +54,12 @@ def generate(argv: list[str]) -> None:
     sizes = {**spec.sizes, "stream": n_stream}
     folder = options.data or Path("data") / spec.name
     flags = options.execution.resolve("denoiser", sum(sizes.values()))
-    source = build_source(options.source or spec.source, flags)
-    labelling = build_labelling(options.labels or spec.labels, options.teacher, flags)
+    from generators.build import build_labelling, build_source
+
+    source = build_source(options.source or spec.source, WEIGHTS, flags)
+    labelling = build_labelling(
+        options.labels or spec.labels, options.teacher or WEIGHTS / TEACHER, flags
+    )
     _generate(source, folder, sizes, labelling, flags, options.accept_new_bytes, options.dry_run)
 
 
@@ -110,6 +72,8 @@ def _generate(
     accept_new_bytes: bool,
     dry_run: bool,
 ) -> None:
+    from bootstrap.shards import read_manifest
+    from generators.build import check_space, images_per_s
     from generators.card import write_card
     from generators.write import generate, n_missing
 
@@ -117,17 +81,26 @@ def _generate(
     n = n_missing(folder, sizes, provenance, accept_new_bytes)
     if n == 0 and (folder / "manifest.json").exists():
         held = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
+        if not (folder / "README.md").exists():
+            write_card(folder, read_manifest(folder))
         print(f"{folder}: complete, {held}; nothing to do")
         return
-    _check_space(folder, n, source.image_shape)
+    check_space(folder, n, source.image_shape)
     _say(f"{folder}: {n:,} images to make ({flags.describe()})")
-    _estimate(source, labelling, n)
+    if n >= MIN_ESTIMATED_N:
+        rate = images_per_s(source, labelling)
+        _say(f"about {rate:.0f} images/s, {n / rate / 60:.1f} minutes")
+        if n / rate > 60 * SLOW_MINUTES:
+            _say(
+                f"that is more than {SLOW_MINUTES:.0f} minutes;"
+                " `--preset quick` makes a quarter of the images"
+            )
     if dry_run:
         return
     from tqdm import tqdm
 
     started = time.perf_counter()
-    with StopRequest(_say) as stop, tqdm(total=n, unit="images", **_bar()) as bar:
+    with StopRequest(_say) as stop, tqdm(total=n, unit="images", **bar_settings()) as bar:
         manifest = generate(
             source,
             folder,
@@ -143,28 +116,6 @@ def _generate(
         f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s;"
         f" see {folder / 'README.md'}"
     )
-
-
-def _estimate(source: Source, labelling: Labelling, n: int) -> None:
-    """Time a batch (after one to warm up) and say how long `n` images will take."""
-    import numpy as np
-
-    from generators.write import REDRAW_N, label_and_sample
-
-    if n < 4 * REDRAW_N:
-        return
-    rate = 0.0
-    for _ in range(3):  # the first pays for compiling
-        started = time.perf_counter()
-        label_and_sample(source, np.arange(REDRAW_N), labelling, lambda n: None)
-        rate = max(rate, REDRAW_N / (time.perf_counter() - started))
-    minutes = n / rate / 60
-    _say(f"about {rate:.0f} images/s, {minutes:.1f} minutes")
-    if minutes > SLOW_MINUTES:
-        _say(
-            f"that is more than {SLOW_MINUTES:.0f} minutes;"
-            " `--preset quick` makes a quarter of the images"
-        )
 
 
 def compare(argv: list[str]) -> None:
@@ -197,7 +148,7 @@ def compare(argv: list[str]) -> None:
     )
     _say(flags.describe())
     if options.dry_run:
-        _print_cost(plan, len(seeds))
+        print(cost_line(plan, len(seeds)))
         return
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
     with StopRequest(_say) as stop, Progress(plan, seeds) as progress:
@@ -215,7 +166,8 @@ def compare(argv: list[str]) -> None:
                 is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
             ),
         )
-    print_summary(folder)
+    for line in summary_lines(folder):
+        print(line)
 
 
 def plot(argv: list[str]) -> None:
@@ -225,13 +177,7 @@ def plot(argv: list[str]) -> None:
     from bootstrap.plot import write_figure
     from bootstrap.runlog import load_runs
 
-    @dataclass(frozen=True, kw_only=True)
-    class PlotOptions:
-        """Draw the figure of every run under a folder again; needs neither torch nor data."""
-
-        path: tyro.conf.Positional[Path] = Path("results")
-
-    options = _parse(PlotOptions, argv, "plot")
+    options = _parse(PlotOptions, argv, "plot", markers=(tyro.conf.Positional,))
     runs = load_runs(options.path)
     if not runs:
         raise ConfigurationError(f"{options.path}: no runs there; `make compare` makes one")
@@ -245,15 +191,7 @@ def verify(argv: list[str]) -> None:
     """verify: check a data set or a run against its records"""
     from bootstrap.verify import verify_data, verify_run
 
-    @dataclass(frozen=True, kw_only=True)
-    class VerifyOptions:
-        """Check every hash, shape, label, id and order of a data set, or the rows of a run."""
-
-        path: tyro.conf.Positional[Path]
-        repair: bool = False
-        """delete what is broken, so that the command that made it can make it again"""
-
-    options = _parse(VerifyOptions, argv, "verify")
+    options = _parse(VerifyOptions, argv, "verify", markers=(tyro.conf.PositionalRequiredArgs,))
     if (options.path / "pair.json").exists():
         report = verify_run(options.path)
     else:
@@ -321,13 +259,6 @@ def doctor(argv: list[str]) -> None:
     """doctor: what this machine has, and what `auto` will choose"""
     from bootstrap.doctor import examine
 
-    @dataclass(frozen=True, kw_only=True)
-    class DoctorOptions:
-        """Report device, precision, compiler, disk, memory, versions, data sets and runs."""
-
-        data: Path = Path("data")
-        out: Path = Path("results")
-
     options = _parse(DoctorOptions, argv, "doctor")
     for line in examine(options.data, options.out, WEIGHTS):
         print(line)
@@ -379,27 +310,6 @@ def main() -> None:
 # ---------------------------------------------------------------- pieces
 
 
-def build_source(text: str, flags: Flags) -> Source:
-    """The source that `text` names: toy(...) or diffusion(...)."""
-    from generators.sample import DiffusionSpec
-    from generators.toy import ToySource
-
-    spec = parse_spec(text, {"toy": ToySource, "diffusion": DiffusionSpec}, "source")
-    return spec.build(WEIGHTS, flags) if isinstance(spec, DiffusionSpec) else spec
-
-
-def build_labelling(mode: str, teacher: Path | None, flags: Flags) -> Labelling:
-    """Where labels come from; the shipped teacher unless another is given."""
-    from generators.label import read_teacher
-    from generators.write import Labelling
-
-    if mode not in ("conditional", "teacher", "agree"):
-        raise ConfigurationError(f"--labels {mode}: use conditional, teacher or agree")
-    needs_teacher = mode != "conditional"
-    path = teacher or WEIGHTS / "teacher-v1.safetensors"
-    return Labelling(mode=mode, teacher=read_teacher(path, flags) if needs_teacher else None)  # type: ignore[arg-type]
-
-
 def parse_seeds(text: str) -> tuple[int, ...]:
     """`0-4` or `0,3` or `7` -> seeds; ConfigurationError otherwise."""
     try:
@@ -414,81 +324,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         raise ConfigurationError(f"--seeds {text!r}: write 0-4 or 0,3") from None
 
 
-class Progress:
-    """A bar over the steps of all worlds and seeds, with the latest scores."""
-
-    def __init__(self, plan: Any, seeds: tuple[int, ...]) -> None:
-        from tqdm import tqdm
-
-        tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
-        self._bar = tqdm(total=len(seeds) * (plan.recipe.n_steps + tails), unit="steps", **_bar())
-        self._at: dict[tuple[int, str], int] = {}
-
-    def on_record(self, seed: int, world: str, record: Any) -> None:
-        """Move the bar to the record's step."""
-        from bootstrap.records import Record
-
-        before = self._at.setdefault((seed, world), record.step)
-        self._bar.update(max(record.step - before, 0))
-        self._at[seed, world] = max(record.step, before)
-        if isinstance(record, Record):
-            self._bar.set_postfix_str(
-                f"seed {seed} {world} test error {record.test.error:.3f}", refresh=False
-            )
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bar.close()
-
-
-def print_summary(folder: Path) -> None:
-    """The headline numbers of a run, from its summary."""
-    import json
-
-    summary = json.loads((folder / "summary.json").read_bytes())
-    print(f"{folder}: {summary['status']}")
-    print(
-        f"{'N':>8} {'converges at':>13} {'gap there':>10}"
-        f" {'final real':>11} {'final ideal':>12} {'final gap':>10}"
-    )
-    for n, across in summary["n_samples"].items():
-        print(_summary_row(n, across))
-    print(f"figure: {folder / 'curves.png'}")
-
-
-def _summary_row(n: str, across: dict[str, Any]) -> str:
-    def number(value: Any, form: str) -> str:
-        return "-" if value is None else format(value, form)
-
-    final = {key: across[f"final_{key}"]["error"]["mean"] for key in ("real", "ideal")}
-    gap = across["gap_at_convergence"]["error"]["mean"]
-    step = across["convergence_step"]["mean"]
-    difference = None if None in final.values() else final["real"] - final["ideal"]
-    return (
-        f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10}"
-        f" {number(final['real'], '.4f'):>11}"
-        f" {number(final['ideal'], '.4f'):>12} {number(difference, '+.4f'):>10}"
-    )
-
-
-def _print_cost(plan: Any, n_seeds: int) -> None:
-    tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
-    images = n_seeds * (plan.recipe.n_steps + tails) * plan.recipe.batch_size
-    probes = sum(len(plan.grid) * min(n, 10_000) for n in plan.n_samples)
-    curve = (
-        len(plan.grid)
-        * (1 + len(plan.n_samples))
-        * min(plan.recipe.n_test_curve, plan.manifest.n("test"))
-    )
-    print(
-        f"training images {images:,};"
-        f" evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
-    )
-
-
-def _parse(cls: type, argv: list[str], command: str, default: Any = None) -> Any:
+def _parse(
+    cls: type, argv: list[str], command: str, default: Any = None, *, markers: tuple[Any, ...] = ()
+) -> Any:
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_spec_rule)
     keywords = {} if default is None else {"default": default}
@@ -497,7 +335,7 @@ def _parse(cls: type, argv: list[str], command: str, default: Any = None) -> Any
         args=argv,
         prog=f"deep-bootstrap {command}",
         registry=registry,
-        config=(tyro.conf.OmitArgPrefixes,),
+        config=(tyro.conf.OmitArgPrefixes, *markers),
         **keywords,
     )
 
@@ -534,33 +372,6 @@ def _early_option(argv: list[str], flag: str, default: str) -> str:
         if word.startswith(flag + "="):
             return word.partition("=")[2]
     return default
-
-
-def _check_space(folder: Path, n: int, image_shape: tuple[int, ...]) -> None:
-    import shutil
-    from math import prod
-
-    from bootstrap.errors import DataError
-
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    needed, free = int(1.05 * n * (prod(image_shape) + 64)), shutil.disk_usage(parent).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free;"
-            " make room first"
-        )
-
-
-def _bar() -> dict[str, Any]:
-    """A live bar on a terminal, a line every ten seconds elsewhere."""
-    live = sys.stderr.isatty()
-    return {
-        "file": sys.stderr,
-        "mininterval": 0.2 if live else 10,
-        "maxinterval": 10,
-        "ascii": not live,
-        "ncols": 110,
-    }
 
 
 def _say(text: str) -> None:

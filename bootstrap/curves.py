@@ -173,6 +173,25 @@ def _summary_of_n(run: Run, n_samples: int) -> dict[str, Any]:
     }
 
 
+def error_by_seed(run: Run, n_samples: int | None) -> Float[np.ndarray, "n_seeds n_steps"]:
+    """Test error of the seeds that have any."""
+    curves = run.ideal if n_samples is None else run.real[n_samples]
+    return seeds_with_values(at_steps(curves, "test_error", curves.steps, len(run.seeds)))
+
+
+def convergence_steps(run: Run, n_samples: int) -> list[int]:
+    """The convergence steps of the seeds that converged."""
+    curves = run.real[n_samples]
+    train = at_steps(curves, "train_error", curves.steps, len(run.seeds))
+    found = [convergence_step(curves.steps, seed) for seed in train]
+    return [step for step in found if step is not None]
+
+
+def seeds_with_values(values: np.ndarray) -> np.ndarray:
+    """The rows that hold any number."""
+    return values[np.isfinite(values).any(axis=1)]
+
+
 def _entries(run: Run, n_samples: int) -> dict[str, dict[str, Any]]:
     """An entry per seed for one N."""
     curves, n_seeds = run.real[n_samples], len(run.seeds)

@@ -1,11 +1,13 @@
-"""Options that every command which computes has. No torch until they are resolved."""
+"""The options of the commands, as plain values. No torch until an execution is resolved."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bootstrap.errors import ConfigurationError
+from bootstrap.recipe import Recipe
 
 if TYPE_CHECKING:
     from bootstrap.execution import Family, Flags
@@ -44,3 +46,78 @@ class Execution:
         )
         flags.apply()
         return flags
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions:
+    """Make or extend a data set; running it again resumes, a finished one is left alone."""
+
+    preset: str = "laptop"
+    """which job's data: see `deep-bootstrap --help`"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    n: int | None = None
+    """stream images (rounded up to blocks of 1,024), instead of the preset's"""
+    source: str | None = None
+    """e.g. toy(side=8) or diffusion(weights='small-v1.safetensors', n_steps=8)"""
+    labels: str | None = None
+    """conditional, teacher or agree"""
+    teacher: Path | None = None
+    """a teacher's weights, instead of the shipped one"""
+    accept_new_bytes: bool = False
+    """extend a data set although this hardware or version rounds differently"""
+    dry_run: bool = False
+    """say what would be made, and how long it takes, then stop"""
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Train both worlds on the same seeds and draw their test errors and the gap."""
+
+    preset: str = "laptop"
+    """where the defaults below come from"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    out: Path = Path("results")
+    """runs go to <out>/<preset>-<hash>/"""
+    seeds: str = "0"
+    """e.g. 0-4 or 0,3"""
+    n_samples: tuple[int, ...] = ()
+    """N of each real world"""
+    dry_run: bool = False
+    """say what would be run, then stop"""
+    overwrite: bool = False
+    """delete the run first, if it exists"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions:
+    """Draw the figure of every run under a folder again; needs neither torch nor data."""
+
+    path: Path = Path("results")
+    """a run, or a folder of runs"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """Check every hash, shape, label, id and order of a data set, or the rows of a run."""
+
+    path: Path
+    """a data set or a run"""
+    repair: bool = False
+    """delete what is broken, so that the command that made it can make it again"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorOptions:
+    """Report device, precision, compiler, threads, disk, memory, versions, data sets and runs."""
+
+    data: Path = Path("data")
+    """where data sets are"""
+    out: Path = Path("results")
+    """where runs are"""

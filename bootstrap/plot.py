@@ -7,10 +7,8 @@ caption: an unfinished, empty or NaN-holding run still makes a figure.
 
 from __future__ import annotations
 
-import csv
 import io
 import textwrap
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,17 +24,20 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from scipy.optimize import isotonic_regression
 
+from bootstrap.caption import caption
 from bootstrap.curves import (
     MIN_SEEDS,
     Spread,
-    at_steps,
-    convergence_step,
+    convergence_steps,
+    error_by_seed,
     first_reuse_step,
     gap_where_both,
+    seeds_with_values,
     spread,
 )
 from bootstrap.files import replace
-from bootstrap.runlog import IDEAL, METRICS, Run, real_name
+from bootstrap.runlog import IDEAL, Run, real_name
+from bootstrap.table import curves_csv
 
 SIZE_INCH = (7.0, 5.5)
 DPI = 200
@@ -63,12 +64,6 @@ STYLE: Any = {
     "legend.borderaxespad": 0.3,
     "svg.hashsalt": "deep-bootstrap",  # equal runs give equal bytes
 }
-CSV_COLUMNS = (
-    *("seed", "world", "n_samples", "step"),
-    *(f"test_{metric}" for metric in METRICS),
-    "train_error",
-    *(f"gap_{metric}" for metric in METRICS),
-)
 
 
 def plot_pair(run: Run, ax: Axes | None = None) -> Axes:
@@ -89,84 +84,13 @@ def write_figure(run: Run) -> tuple[Path, ...]:
     """Write curves.csv, curves.png and curves.svg into the run's folder; returns their paths."""
     figure = _build_figure(run)
     contents = {
-        "curves.csv": _csv(run),
+        "curves.csv": curves_csv(run),
         "curves.png": _render(figure, "png", {"Software": None}),
         "curves.svg": _render(figure, "svg", {"Date": None}),
     }
     for name, content in contents.items():
         replace(run.path / name, content)
     return tuple(run.path / name for name in contents)
-
-
-def caption(run: Run) -> str:
-    """What a reader must know to judge the figure: data, model, N, seeds, test images, interval."""
-    recipe, n_seeds = run.config.get("recipe") or {}, len(run.seeds)
-    sentences = [_about_data(run.config), _about_training(run, recipe)]
-    if n_seeds >= MIN_SEEDS:
-        sentences.append(f"Mean of {n_seeds} seeds, band: Student-t 95 % interval across seeds.")
-    elif n_seeds > 1:
-        sentences.append(f"{n_seeds} seeds, each drawn thin, and their mean; no interval.")
-    else:
-        sentences.append("1 seed; no interval." if n_seeds else "No seed has a record.")
-    sentences.append(_about_test(run.config, recipe))
-    return " ".join(s for s in (*sentences, *_notes(run)) if s)
-
-
-def _about_data(config: dict[str, Any]) -> str:
-    data = config.get("data") or {}
-    labels = f" (labels: {data['label_source']})" if data.get("label_source") else ""
-    return f"Data: {data['name']}{labels}." if data.get("name") else ""
-
-
-def _about_training(run: Run, recipe: dict[str, Any]) -> str:
-    parts = [str(recipe["model"])] if recipe.get("model") else []
-    if run.n_samples:
-        parts.append("N = " + _listed(run.n_samples))
-    n_steps = recipe.get("n_steps") or (int(run.steps[-1]) if len(run.steps) else 0)
-    batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
-    parts += [f"{n_steps:,} SGD steps{batch}"] if n_steps else []
-    return ", ".join(parts) + "." if parts else ""
-
-
-def _about_test(config: dict[str, Any], recipe: dict[str, Any]) -> str:
-    n_test = config.get("n_test")
-    if not n_test:
-        return ""
-    n_curve = min(config.get("n_test_curve") or recipe.get("n_test_curve") or n_test, n_test)
-    if n_curve == n_test:
-        return f"{n_test:,} test images."
-    return f"{n_curve:,} test images on the curve, {n_test:,} at the last step."
-
-
-def _notes(run: Run) -> list[str]:
-    """What the figure leaves out."""
-    notes = [] if run.status == "complete" else [f"Status: {run.status}."]
-    if not len(run.steps):
-        return [*notes, "The ideal world has no record, so there is no gap."]
-    if any(not np.array_equal(real.steps, run.steps) for real in run.real.values()):
-        notes.append("The worlds were evaluated at different steps: the gap is at common steps.")
-    if any(np.isnan(_test_error(run, n)).any() for n in (None, *run.n_samples)):
-        notes.append("Some seeds lack steps: a mean is drawn where all seeds have one.")
-    return notes + _convergence_notes(run)
-
-
-def _convergence_notes(run: Run) -> list[str]:
-    """Which worlds have no convergence mark, or one that is a mean over some of the seeds only."""
-    known = [n for n in run.n_samples if "train_error" in run.real[n].columns]
-    seeds = {n: (len(_convergence_steps(run, n)), len(_test_error(run, n))) for n in known}
-    never = [n for n, (n_converged, _) in seeds.items() if n_converged == 0]
-    notes = [f"Not converged: N = {_listed(never)}."] if never else []
-    return notes + [
-        f"N = {n:,}: {n_converged} of {n_seeds} seeds converged; the mark is their mean."
-        for n, (n_converged, n_seeds) in seeds.items()
-        if 0 < n_converged < n_seeds
-    ]
-
-
-def _listed(n_samples: Sequence[int]) -> str:
-    """1,000, 2,000 and 5,000."""
-    *first, last = [f"{n:,}" for n in n_samples]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,23 +120,13 @@ def _lines(run: Run) -> list[Line]:
     worlds: list[tuple[int | None, Any]] = [(None, IDEAL_COLOUR)]
     worlds += [(n, colours[i % len(colours)]) for i, n in enumerate(run.n_samples)]
     return [
-        Line(n_samples=n, colour=colour, steps=_steps(run, n), errors=_test_error(run, n))
+        Line(n_samples=n, colour=colour, steps=_steps(run, n), errors=error_by_seed(run, n))
         for n, colour in worlds
     ]
 
 
 def _steps(run: Run, n_samples: int | None) -> Int[np.ndarray, " n_steps"]:
     return run.steps if n_samples is None else run.real[n_samples].steps
-
-
-def _test_error(run: Run, n_samples: int | None) -> Float[np.ndarray, "n_seeds n_steps"]:
-    """Test error of the seeds that have any."""
-    curves = run.ideal if n_samples is None else run.real[n_samples]
-    return _seeds_with_values(at_steps(curves, "test_error", curves.steps, len(run.seeds)))
-
-
-def _seeds_with_values(values: np.ndarray) -> np.ndarray:
-    return values[np.isfinite(values).any(axis=1)]
 
 
 def _build_figure(run: Run) -> Figure:
@@ -274,7 +188,7 @@ def _draw_gaps(ax: Axes, run: Run, lines: list[Line]) -> None:
     for n, line in zip(run.n_samples, lines[1:], strict=True):
         style = line.style
         hard, soft = (
-            _seeds_with_values(gap_where_both(run, metric, n)) for metric in ("error", "soft_error")
+            seeds_with_values(gap_where_both(run, metric, n)) for metric in ("error", "soft_error")
         )
         _draw_seeds(ax, run.steps, soft, style | {"zorder": 2}, width=0.8, with_spread=False)
         _draw_seeds(ax, run.steps, hard, style, width=1.8)
@@ -357,21 +271,13 @@ def _binned(steps: np.ndarray, errors: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return np.exp(log_x[n > 0]), y[n > 0]
 
 
-def _convergence_steps(run: Run, n_samples: int) -> list[int]:
-    """The convergence steps of the seeds that converged."""
-    curves = run.real[n_samples]
-    train = at_steps(curves, "train_error", curves.steps, len(run.seeds))
-    found = [convergence_step(curves.steps, seed) for seed in train]
-    return [step for step in found if step is not None]
-
-
 def _draw_marks(
     ax: Axes, run: Run, n_samples: int, colour: Any, steps: np.ndarray, values: np.ndarray
 ) -> None:
     """First reuse as a tick across the curve; convergence, mean over seeds, as a circle on it."""
     mean = _mean_of_all(values).mean
     known = np.isfinite(mean) & (steps > 0)
-    converged = _convergence_steps(run, n_samples)
+    converged = convergence_steps(run, n_samples)
     marks = (
         (first_reuse_step(run, n_samples), REUSE_MARK),
         (float(np.mean(converged)) if converged else None, CONVERGENCE_MARK),
@@ -470,25 +376,3 @@ def _render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
     return buffer.getvalue()
-
-
-def _csv(run: Run) -> bytes:
-    """A row per seed, world and evaluation; gaps are in the rows of real worlds."""
-    buffer = io.StringIO()
-    table = csv.DictWriter(buffer, CSV_COLUMNS, extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
-    for seed in run.seeds:
-        ideal = {row["step"]: row for row in run.rows(seed, IDEAL)}
-        for row in ideal.values():
-            table.writerow({"seed": seed, "world": IDEAL} | row)
-        for n in run.n_samples:
-            key = {"seed": seed, "world": "real", "n_samples": n}
-            for row in run.rows(seed, real_name(n)):
-                table.writerow(key | row | _gaps(row, ideal.get(row["step"], {})))
-    return buffer.getvalue().encode()
-
-
-def _gaps(real: dict[str, Any], ideal: dict[str, Any]) -> dict[str, float]:
-    keys = {f"gap_{metric}": f"test_{metric}" for metric in METRICS}
-    both = {name: (real.get(key), ideal.get(key)) for name, key in keys.items()}
-    return {name: a - b for name, (a, b) in both.items() if a is not None and b is not None}

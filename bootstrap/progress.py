@@ -1,0 +1,96 @@
+"""What a person sees of a pair: its cost before, a bar while it runs, its numbers after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from bootstrap.recipe import MAX_PROBE_N
+from bootstrap.records import Record
+
+if TYPE_CHECKING:
+    from bootstrap.plan import Plan
+
+
+def bar_settings() -> dict[str, Any]:
+    """A live bar on a terminal, a line every ten seconds elsewhere."""
+    if sys.stderr.isatty():
+        return {"file": sys.stderr, "mininterval": 0.2, "ncols": 110}
+    line = "{n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}, {rate_fmt}]{postfix}\n"
+    return {"file": sys.stderr, "mininterval": 10, "maxinterval": 10, "bar_format": line}
+
+
+class Progress:
+    """A bar over the steps of all worlds and seeds, with the latest scores."""
+
+    def __init__(self, plan: Plan, seeds: tuple[int, ...]) -> None:
+        tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
+        self._bar = tqdm(
+            total=len(seeds) * (plan.recipe.n_steps + tails), unit="steps", **bar_settings()
+        )
+        self._at: dict[tuple[int, str], int] = {}
+
+    def on_record(self, seed: int, world: str, record: Any) -> None:
+        """Move the bar to the record's step."""
+        before = self._at.setdefault((seed, world), record.step)
+        self._bar.update(max(record.step - before, 0))
+        self._at[seed, world] = max(record.step, before)
+        if isinstance(record, Record):
+            self._bar.set_postfix_str(
+                f"seed {seed} {world} test error {record.test.error:.3f}", refresh=False
+            )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+
+def summary_lines(folder: Path) -> Iterator[str]:
+    """The headline numbers of a run, from its summary."""
+    summary = json.loads((folder / "summary.json").read_bytes())
+    yield f"{folder}: {summary['status']}"
+    yield (
+        f"{'N':>8} {'converges at':>13} {'gap there':>10}"
+        f" {'final real':>11} {'final ideal':>12} {'final gap':>10}"
+    )
+    for n, across in summary["n_samples"].items():
+        yield _summary_row(n, across)
+    yield f"figure: {folder / 'curves.png'}"
+
+
+def _summary_row(n: str, across: dict[str, Any]) -> str:
+    def number(value: Any, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    final = {key: across[f"final_{key}"]["error"]["mean"] for key in ("real", "ideal")}
+    gap = across["gap_at_convergence"]["error"]["mean"]
+    step = across["convergence_step"]["mean"]
+    difference = None if None in final.values() else final["real"] - final["ideal"]
+    return (
+        f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10}"
+        f" {number(final['real'], '.4f'):>11}"
+        f" {number(final['ideal'], '.4f'):>12} {number(difference, '+.4f'):>10}"
+    )
+
+
+def cost_line(plan: Plan, n_seeds: int) -> str:
+    """How many images a pair trains on and evaluates."""
+    tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
+    images = n_seeds * (plan.recipe.n_steps + tails) * plan.recipe.batch_size
+    probes = sum(len(plan.grid) * min(n, MAX_PROBE_N) for n in plan.n_samples)
+    curve = (
+        len(plan.grid)
+        * (1 + len(plan.n_samples))
+        * min(plan.recipe.n_test_curve, plan.manifest.n("test"))
+    )
+    return (
+        f"training images {images:,};"
+        f" evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
+    )

@@ -1,0 +1,55 @@
+"""From text to what `generate` needs: a source, where labels come from, and what it will cost."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from bootstrap.errors import ConfigurationError, DataError
+from bootstrap.execution import Flags
+from bootstrap.spec import parse_spec
+from generators.label import read_teacher
+from generators.sample import DiffusionSpec
+from generators.toy import ToySource
+from generators.write import REDRAW_N, Labelling, Source, label_and_sample
+
+SOURCES: dict[str, type] = {"toy": ToySource, "diffusion": DiffusionSpec}
+
+
+def build_source(text: str, shipped: Path, flags: Flags) -> Source:
+    """The source that `text` names; `shipped` is the folder of the package's own weights."""
+    spec = parse_spec(text, SOURCES, "source")
+    return spec.build(shipped, flags) if isinstance(spec, DiffusionSpec) else spec
+
+
+def build_labelling(mode: str, teacher: Path, flags: Flags) -> Labelling:
+    """Where labels come from; the teacher is read only if the mode asks it."""
+    if mode not in ("conditional", "teacher", "agree"):
+        raise ConfigurationError(f"--labels {mode}: use conditional, teacher or agree")
+    asks = mode != "conditional"
+    return Labelling(mode=mode, teacher=read_teacher(teacher, flags) if asks else None)  # type: ignore[arg-type]
+
+
+def images_per_s(source: Source, labelling: Labelling) -> float:
+    """How fast images are made here: the best of three batches, the first of which compiles."""
+    rate = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        label_and_sample(source, np.arange(REDRAW_N), labelling, lambda n: None)
+        rate = max(rate, REDRAW_N / (time.perf_counter() - started))
+    return rate
+
+
+def check_space(folder: Path, n: int, image_shape: tuple[int, ...]) -> None:
+    """DataError if `n` images do not fit the disk."""
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    needed = int(1.05 * n * (prod(image_shape) + 64))
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise DataError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room"
+        )
