@@ -10,12 +10,15 @@ import hashlib
 import json
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8, UInt64
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from scipy import stats
 
 from bootstrap.errors import DataError
@@ -132,8 +135,7 @@ def verify_run(folder: Path) -> Report:
     """Check that the configuration and every record file of a run can be read, in step order."""
     problems: list[Problem] = []
     try:
-        if not isinstance(json.loads((folder / "pair.json").read_bytes()), dict):
-            raise ValueError("not a JSON object")
+        check_schema(json.loads((folder / "pair.json").read_bytes()), "pair")
     except (OSError, ValueError) as error:
         remedy = "restore it: without it the run can be neither read nor resumed"
         what = "not the configuration of a pair"
@@ -145,9 +147,26 @@ def verify_run(folder: Path) -> Report:
             rows = read_rows(path)
             n_rows[name] = len(rows)
             problems += _check_rows(name, rows)
-        except DataError as error:
+            kind = "step_record" if name.endswith("-every-step.jsonl") else "record"
+            for number, row in enumerate(rows, start=1):
+                check_schema(row, kind, f"row {number}: ")
+        except (DataError, ValueError) as error:
             problems.append(_bad_rows(name, None, str(error)))
     return Report(folder=folder, n_samples=n_rows, problems=tuple(problems))
+
+
+def check_schema(value: Any, kind: str, where: str = "") -> None:
+    """ValueError unless `value` is a `pair`, `record` or `step_record` of run.schema.json."""
+    error = best_match(_validator(kind).iter_errors(value))
+    if error is not None:
+        path = ".".join(map(str, error.absolute_path))
+        raise ValueError(f"{where}{f'{path}: ' if path else ''}{error.message}")
+
+
+@cache
+def _validator(kind: str) -> Draft202012Validator:
+    schema = json.loads(Path(__file__).with_name("run.schema.json").read_bytes())
+    return Draft202012Validator({**schema, "$ref": f"#/$defs/{kind}"})
 
 
 def _check_rows(name: str, rows: list[dict[str, Any]]) -> list[Problem]:

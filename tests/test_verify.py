@@ -408,14 +408,16 @@ def test_a_shard_of_wrong_bytes_with_a_record_to_match_is_refused_by_its_layout(
 
 def write_run(folder, *rows):
     (folder / "seed-0").mkdir(parents=True)
-    (folder / "pair.json").write_text("{}")
+    (folder / "pair.json").write_text('{"schema": 1, "run": "mine"}')
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "seed-0" / "ideal.jsonl").write_text(lines)
     return folder
 
 
 def row(step, samples_seen):
-    return {"step": step, "samples_seen": samples_seen}
+    scores = {"test_error": 0.9, "test_soft_error": 0.9, "test_loss": 2.3}
+    counts = {"samples_seen": samples_seen, "unique_samples_seen": samples_seen}
+    return {"step": step, **counts, "ids_hash": "0", "lr": 0.1, **scores, "wall_s": 0.0}
 
 
 def run_problems(folder):
@@ -456,3 +458,29 @@ def test_a_missing_or_bad_configuration_is_reported(tmp_path, content):
         (tmp_path / "pair.json").write_bytes(content)
     (problem,) = run_problems(tmp_path)
     assert problem.startswith("pair.json: not the configuration of a pair")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"test_error": 1.5}, "test_error: 1.5"),
+        ({"ids_hash": 3}, "ids_hash: 3"),
+        ({"accuracy": 0.5}, "'accuracy' was unexpected"),
+    ],
+)
+def test_a_row_that_is_not_of_the_schema_is_reported(tmp_path, change, why):
+    write_run(tmp_path, row(0, 0), row(1, 32) | change)
+    (problem,) = run_problems(tmp_path)
+    assert "row 2: " in problem
+    assert why in problem
+
+
+def test_a_pair_that_was_trained_is_of_the_schema(tmp_path, toy_data, flags):
+    from bootstrap.models import MLP
+    from bootstrap.pair import run_pair
+    from bootstrap.recipe import Recipe
+
+    recipe = Recipe(model=MLP(width=8, depth=1), n_steps=4, batch_size=8, every_step=True)
+    folder = run_pair(recipe, toy_data, tmp_path, n_samples=(16,), flags=flags)
+    assert verify_run(folder).problems == ()
+    assert len(verify_run(folder).n_samples) == 4

@@ -43,7 +43,7 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
 
 
-SMALL = "diffusion(weights='small-v1.safetensors', solver='dpm++', n_steps=5, guidance=2.0)"
+SMALL = "diffusion(weights='small-v1.safetensors', solver='dpm++', n_steps=6)"
 LABELS: Literal["conditional"] = "conditional"
 
 

@@ -1,0 +1,33 @@
+"""What ships: small, versioned weights, each with a card that says what it is."""
+
+from pathlib import Path
+
+import pytest
+
+from generators.denoiser import read_card, read_denoiser
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
+FILES = sorted(WEIGHTS.glob("*.safetensors"))
+
+
+def test_a_denoiser_ships():
+    assert WEIGHTS / "small-v1.safetensors" in FILES
+
+
+def test_all_weights_together_are_at_most_20_mb():
+    assert sum(path.stat().st_size for path in FILES) <= 20e6
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_of_weights_has_a_card(path):
+    assert path.with_suffix(".md").read_text().startswith(f"# {path.stem}\n")
+
+
+def test_the_card_and_the_file_agree_on_the_images_seen():
+    seen = read_card(WEIGHTS / "small-v1.safetensors")["images_seen"]
+    assert f"{seen:,} images" in (WEIGHTS / "small-v1.md").read_text()
+
+
+def test_the_shipped_denoiser_draws_cifar_10():
+    config = read_denoiser(WEIGHTS / "small-v1.safetensors").config
+    assert (config.image_shape, config.n_classes) == ((32, 32, 3), 10)
