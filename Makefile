@@ -2,6 +2,7 @@
 PYTHON ?= python3
 PRESET ?= laptop
 N ?=
+EXEC ?=
 ARGS ?=
 BIN := .venv/bin
 RUN := $(BIN)/deep-bootstrap
@@ -12,7 +13,8 @@ READY := .venv/.ready
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  variables: PRESET=$(PRESET) (laptop, quick, smoke, reference)  N=<stream images>  ARGS='--seeds 0-2 ...'"
+	@echo "  variables: PRESET=$(PRESET) (laptop, quick, smoke, reference)  N=<stream images>"
+	@echo "             EXEC='--precision fp32 --compile off' (both steps)  ARGS='--seeds 0-2 ...' (compare)"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,11 +24,11 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY)  ## make .venv and install into it
 
 generate: $(READY)  ## make the preset's data set, or extend it with N=...
-	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N)) $(ARGS)
+	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N)) $(EXEC) $(ARGS)
 
 compare: $(READY)  ## data if missing, both worlds, figure
-	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N))
-	$(RUN) compare --preset $(PRESET) $(ARGS)
+	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N)) $(EXEC)
+	$(RUN) compare --preset $(PRESET) $(EXEC) $(ARGS)
 
 plot: $(READY)  ## draw the figures of saved runs again
 	$(RUN) plot results

@@ -52,11 +52,11 @@ def generate(argv: list[str]) -> None:
         raise ConfigurationError(f"--n {options.n}: give at least one stream image")
     n_stream = -(-(options.n or spec.n_stream) // BLOCK) * BLOCK
     sizes = {**spec.sizes, "stream": n_stream}
-    folder = options.data or Path("data") / spec.name
     flags = options.execution.resolve("denoiser", sum(sizes.values()))
     from generators.build import build_labelling, build_source
 
     source = build_source(options.source or spec.source, WEIGHTS, flags)
+    folder = options.data or options.out / (source.name if options.source else spec.name)
     labelling = build_labelling(
         options.labels or spec.labels, options.teacher or WEIGHTS / TEACHER, flags
     )
@@ -75,14 +75,17 @@ def _generate(
     from bootstrap.shards import read_manifest
     from generators.build import check_space, images_per_s
     from generators.card import write_card
+    from generators.toy import ToySource
     from generators.write import generate, n_missing
 
     provenance = {**source.provenance(), "labels": labelling.provenance()}
     n = n_missing(folder, sizes, provenance, accept_new_bytes)
-    if n == 0 and (folder / "manifest.json").exists():
-        held = ", ".join(f"{split} {size:,}" for split, size in sizes.items())
-        if not (folder / "README.md").exists():
-            write_card(folder, read_manifest(folder))
+    if n == 0 and not dry_run:  # collect the records again: a kill may have come before that
+        before = read_manifest(folder) if (folder / "manifest.json").exists() else None
+        manifest = generate(source, folder, sizes, labelling, accept_new_bytes=accept_new_bytes)
+        if before is None or manifest != before or not (folder / "README.md").exists():
+            write_card(folder, manifest)
+        held = ", ".join(f"{split} {manifest.n(split):,}" for split in sizes)
         print(f"{folder}: complete, {held}; nothing to do")
         return
     check_space(folder, n, source.image_shape)
@@ -91,10 +94,7 @@ def _generate(
         rate = images_per_s(source, labelling)
         _say(f"about {rate:.0f} images/s, {n / rate / 60:.1f} minutes")
         if n / rate > 60 * SLOW_MINUTES:
-            _say(
-                f"that is more than {SLOW_MINUTES:.0f} minutes;"
-                " `--preset quick` makes a quarter of the images"
-            )
+            _say(f"that is more than {SLOW_MINUTES:.0f} minutes; `--preset quick` makes 13,312")
     if dry_run:
         return
     from tqdm import tqdm
@@ -111,6 +111,8 @@ def _generate(
             is_interrupted=stop.is_requested,
         )
     write_card(folder, manifest)
+    if isinstance(source, ToySource):
+        print(f"Bayes error of the toy distribution: {source.bayes_error():.3f}")
     seconds = time.perf_counter() - started
     print(
         f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s;"
@@ -150,6 +152,7 @@ def compare(argv: list[str]) -> None:
     if options.dry_run:
         print(cost_line(plan, len(seeds)))
         return
+    was_complete = plan.is_done(seeds)
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
     with StopRequest(_say) as stop, Progress(plan, seeds) as progress:
         folder = run_pair(
@@ -166,18 +169,20 @@ def compare(argv: list[str]) -> None:
                 is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
             ),
         )
+    if was_complete:
+        print(f"{folder} was complete; nothing to do")
     for line in summary_lines(folder):
         print(line)
 
 
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
+    options = _parse(PlotOptions, argv, "plot", markers=(tyro.conf.Positional,))
     from bootstrap.curves import summarise
     from bootstrap.files import pretty_json, replace
     from bootstrap.plot import write_figure
     from bootstrap.runlog import load_runs
 
-    options = _parse(PlotOptions, argv, "plot", markers=(tyro.conf.Positional,))
     runs = load_runs(options.path)
     if not runs:
         raise ConfigurationError(f"{options.path}: no runs there; `make compare` makes one")
@@ -189,9 +194,9 @@ def plot(argv: list[str]) -> None:
 
 def verify(argv: list[str]) -> None:
     """verify: check a data set or a run against its records"""
+    options = _parse(VerifyOptions, argv, "verify", markers=(tyro.conf.PositionalRequiredArgs,))
     from bootstrap.verify import verify_data, verify_run
 
-    options = _parse(VerifyOptions, argv, "verify", markers=(tyro.conf.PositionalRequiredArgs,))
     if (options.path / "pair.json").exists():
         report = verify_run(options.path)
     else:
@@ -257,9 +262,9 @@ def quality(argv: list[str]) -> None:
 
 def doctor(argv: list[str]) -> None:
     """doctor: what this machine has, and what `auto` will choose"""
+    options = _parse(DoctorOptions, argv, "doctor")
     from bootstrap.doctor import examine
 
-    options = _parse(DoctorOptions, argv, "doctor")
     for line in examine(options.data, options.out, WEIGHTS):
         print(line)
 
@@ -300,11 +305,16 @@ def main() -> None:
             raise
         print(f"deep-bootstrap: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except Exception as error:
         if debug:
             raise
-        print(f"deep-bootstrap: {error} (--debug shows where)", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, (ValueError, FileNotFoundError)) else 1) from None
+        remedy = "install with `make setup`" if isinstance(error, ImportError) else "a bug?"
+        is_usage = isinstance(error, (ValueError, FileNotFoundError, ImportError))
+        what = str(error) if is_usage else f"{type(error).__name__}: {error}; {remedy}"
+        print(f"deep-bootstrap: {what} (--debug shows where)", file=sys.stderr)
+        raise SystemExit(2 if is_usage else 1) from None
 
 
 # ---------------------------------------------------------------- pieces

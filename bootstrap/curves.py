@@ -48,15 +48,13 @@ def gap(
 ) -> Float[np.ndarray, "n_seeds n_steps"]:
     """The gap of the real world with `n_samples` at `run.steps`; metric: error, soft_error or loss.
 
-    `n_samples` may be left out when the run has one N. In a finished run both worlds must have
-    the same steps (DataError); in an unfinished one the gap is NaN where a record is missing.
+    `n_samples` may be left out when the run has one N. The gap is NaN where a world has no record:
+    in an unfinished run, or at the fork of an N that was asked for after this world was done.
     """
     _check_metric(metric)
     n_samples = _only(run.n_samples) if n_samples is None else n_samples
     if n_samples not in run.n_samples:
         raise ValueError(f"{run.name} has no N = {n_samples}; it has {_listed(run.n_samples)}")
-    if run.status == "complete":
-        return curve_gap(run.real[n_samples], run.ideal, metric)
     return gap_where_both(run, metric, n_samples)
 
 

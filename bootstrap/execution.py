@@ -5,6 +5,7 @@ Whatever changes bits is decided here, once.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Switch = Literal["auto", "on", "off"]
 Family = Literal["classifier", "denoiser"]
 
+log = logging.getLogger(__name__)
 NEVER = 1 << 62
 # Compiling costs half a minute or more; it pays from so many images through the network in one run.
 # Measured with `make bench`: on avx512_bf16 it doubles the denoiser's speed and leaves a ResNet's
@@ -88,6 +90,8 @@ def resolve_flags(
     units = bf16_units() if kind == "cpu" else kind
     pays = n_images >= COMPILE_PAYS_FROM_N_IMAGES.get((family, units), NEVER)
     wanted = {"on": True, "off": False, "auto": pays}[compiled]
+    if wanted and kind == "cpu" and not has_compiler() and compiled == "auto":
+        log.warning("no C++ compiler (g++) here: eager mode, slower")
     if wanted and kind == "cpu" and not has_compiler():
         if compiled == "on":
             raise ConfigurationError(

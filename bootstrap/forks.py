@@ -131,7 +131,6 @@ def run_seed(run: SeedRun) -> None:
     for n in pending:
         if not run.is_done(real_name(n)):
             run_tail(run, n)
-            complete_ideal(run, n)
     for step in {plan.fork_step(n) for n in plan.n_samples}:
         remove_checkpoint(run.checkpoints, "fork", step)
 
@@ -142,6 +141,7 @@ def run_trunk(run: SeedRun) -> None:
     saved = read_latest(run.checkpoints, "trunk")
     if saved and saved[1]["n_samples"] != n_samples:
         saved = None  # it has no records for the new N: start again
+        keep_latest(run.checkpoints, "trunk", n=0)
     state = run.state(saved)
     worlds = {IDEAL: plan.end, **{real_name(n): plan.prefix_stop(n) for n in n_samples}}
     stops = sorted({*map(plan.fork_step, n_samples), plan.recipe.n_steps})
@@ -172,6 +172,7 @@ def run_tail(run: SeedRun, n: int) -> None:
     """A real world from its fork, or from its latest checkpoint, to the end."""
     name, state = real_name(n), run.state(run.saved_tail(n))
     advance(run, run.task(n, (n,)), state, {name: run.plan.end}, [run.plan.recipe.n_steps], name)
+    complete_ideal(run, n)  # before the mark: a kill in between must not lose it
     finish(run, name, state)
     keep_latest(run.checkpoints, name, n=0)
 
@@ -201,6 +202,8 @@ def complete_ideal(run: SeedRun, n: int) -> None:
     own = {k: v for k, v in shared.items() if not k.startswith("train_") and k != "schema"}
     rows = sorted([*rows, own], key=lambda row: row["step"])
     replace(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    mark = run.folder / f"{IDEAL}.done.json"
+    replace(mark, pretty_json({**json.loads(mark.read_bytes()), "n_rows": len(rows)}))
 
 
 def advance(
@@ -220,6 +223,7 @@ def advance(
     control, folder, n_steps = run.control, run.folder, run.plan.recipe.n_steps
     label = name or "replay"
     remove_leftovers(folder)
+    remove_leftovers(run.checkpoints)
     for world in worlds:
         truncate_rows(folder / f"{world}.jsonl", state.step)
         truncate_rows(folder / f"{world}-every-step.jsonl", state.step)

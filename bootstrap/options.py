@@ -55,7 +55,9 @@ class GenerateOptions:
     preset: str = "laptop"
     """which job's data: see `deep-bootstrap --help`"""
     data: Path | None = None
-    """the data set's folder; by default data/<name of the preset's data>"""
+    """the data set's folder; by default <out>/<name of the preset's data, or of the source>"""
+    out: Path = Path("data")
+    """where data sets go"""
     n: int | None = None
     """stream images (rounded up to blocks of 1,024), instead of the preset's"""
     source: str | None = None

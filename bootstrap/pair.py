@@ -13,19 +13,20 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
-
 from bootstrap.curves import summarise
-from bootstrap.errors import ConfigurationError, NotEnoughData
+from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import pretty_json, remove_leftovers, replace
 from bootstrap.forks import Control, SeedRun, run_alone, run_seed
+from bootstrap.locks import locked
 from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
 from bootstrap.pool import Pool
 from bootstrap.recipe import Recipe
-from bootstrap.runlog import IDEAL, load_run, real_name
+from bootstrap.records import SCHEMA
+from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
+from bootstrap.verify import check_used_shards
 
 
 def run_pair(
@@ -46,22 +47,33 @@ def run_pair(
     is trained), NumericError or Interrupted (after saving; the same call goes on).
     """
     plan = plan_pair(recipe, data, out, n_samples=n_samples, flags=flags, preset=preset)
+    if not (plan.folder / "pair.json").exists():
+        check_used_shards(data, plan.manifest, plan.pool_n_samples)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.folder):
+    with locked(plan.folder):
         if overwrite:
             _clear(plan.folder)
         write_pair_json(plan, preset, seeds)
         remove_leftovers(plan.folder)
         flags.apply()
-        for seed in seeds:
-            with closing(Pool(data, "stream", plan.manifest)) as pool:
-                run = SeedRun(plan=plan, seed=seed, pool=pool, control=control)
-                if not all(run.is_done(w) for w in (IDEAL, *map(real_name, plan.n_samples))):
-                    run_seed(run)
+        try:
+            for seed in (seed for seed in seeds if not plan.is_done([seed])):
+                with closing(Pool(data, "stream", plan.manifest)) as pool:
+                    run_seed(SeedRun(plan=plan, seed=seed, pool=pool, control=control))
+        except (NumericError, Interrupted) as error:
+            _write_status(plan.folder, error)
+            raise
         records = load_run(plan.folder)
         replace(plan.folder / "summary.json", pretty_json(summarise(records)))
         write_figure(records)
     return plan.folder
+
+
+def _write_status(folder: Path, error: BootstrapError) -> None:
+    """A summary without numbers: what is not complete has no gap to report."""
+    status = load_run(folder).status
+    summary = {"schema": SCHEMA, "run": folder.name, "status": status, "reason": str(error)}
+    replace(folder / "summary.json", pretty_json(summary))
 
 
 def run_real(
@@ -91,7 +103,7 @@ def run_real(
         flags=flags,
     )
     plan.folder.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.folder):
+    with locked(plan.folder):
         write_pair_json(plan, preset, [seed])
         flags.apply()
         with closing(Pool(data, "stream", manifest)) as pool:
@@ -100,20 +112,10 @@ def run_real(
     return plan.folder
 
 
-def _locked(folder: Path) -> AcquireReturnProxy:
-    """The run's lock, held; ConfigurationError naming the holder if another process has it."""
-    try:
-        return FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        raise ConfigurationError(
-            f"{folder} is being written by another process; wait for it or stop it"
-        ) from None
-
-
 def _clear(folder: Path) -> None:
     """Delete a run's content, but not its lock."""
     for path in folder.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif not path.name.startswith(".lock"):
             path.unlink()

@@ -14,6 +14,7 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, pretty_json, replace, sha256_hex
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
+from bootstrap.runlog import IDEAL, real_name
 from bootstrap.shards import Manifest, read_manifest
 from bootstrap.worlds import BLOCK, World
 
@@ -41,6 +42,14 @@ class Plan:
         return tuple(
             sorted({*evaluation_grid(self.recipe.n_steps), *map(self.fork_step, self.n_samples)})
         )
+
+    def is_done(self, seeds: Sequence[int]) -> bool:
+        """Whether every world of these seeds has reached its last step."""
+        worlds = (IDEAL, *map(real_name, self.n_samples))
+        marks = [
+            self.folder / f"seed-{k}" / f"{world}.done.json" for k in seeds for world in worlds
+        ]
+        return all(mark.exists() for mark in marks)
 
     def fork_step(self, n: int) -> int:
         """Where the real world with N = n leaves the trunk, or n_steps if it never does."""
@@ -71,10 +80,11 @@ def plan_pair(
     pool_n_samples, known_n = manifest.n_stream, set()
     for path in sorted(out.glob(f"{preset}-????????/pair.json")):
         known = json.loads(path.read_bytes())
-        pool_then = known["pool_n_samples"]
-        same = path.parent.name == run_name(preset, recipe, manifest, pool_then, flags)
-        if same and pool_then <= manifest.n_stream:  # made before the stream was extended
-            pool_n_samples, known_n = pool_then, set(known["n_samples"])
+        pool_then = known.get("pool_n_samples", 0)
+        if not max(recipe.n_draws, *n_samples) <= pool_then <= pool_n_samples:
+            continue
+        if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags):
+            pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
     return Plan(
         recipe=recipe,
         manifest=manifest,
@@ -100,10 +110,13 @@ def check_enough_data(
     if needed > manifest.n_stream:
         blocks = -(-needed // BLOCK) * BLOCK
         command = "deep-bootstrap generate" + ("" if preset == "custom" else f" --preset {preset}")
+        remedy = f"run `{command} --data {data} --n {blocks}`"
+        if manifest.generator.get("source") == "import":
+            remedy = "import more images"
         raise NotEnoughData(
             f"{data}: the stream holds {manifest.n_stream:,} samples, {needed:,} are needed"
             f" ({recipe.n_steps:,} steps x {recipe.batch_size}, N up to {max(n_samples):,});"
-            f" run `{command} --data {data} --n {blocks}` or lower --n-steps"
+            f" {remedy} or lower --n-steps"
         )
     if manifest.n("test") == 0:
         raise NotEnoughData(f"{data}: there is no test split; generate or import one")
@@ -120,7 +133,7 @@ def identity(
         "pool_n_samples": pool_n_samples,
         "n_test": manifest.n("test"),
         "grid": list(evaluation_grid(recipe.n_steps)),
-        "flags": flags.to_json(),
+        "flags": {**flags.to_json(), "device": flags.torch_device.type},
     }
 
 

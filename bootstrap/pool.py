@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from bootstrap.errors import DataError
 from bootstrap.shards import SPLIT_START, Columns, Manifest, ShardReader, read_manifest
 from bootstrap.worlds import BLOCK
 
-MAX_BLOCKS = 64  # 200 MB of 32-px images
+CACHE_BYTES = 256 << 20  # of blocks kept in memory
+MAX_OPEN = 32  # shards; each open file costs a handle and some memory
 
 
 class Pool:
@@ -36,6 +38,8 @@ class Pool:
         self._readers = [ShardReader(folder, shard, self.manifest.image_shape) for shard in shards]
         self._first_ids = [shard.first_id for shard in shards]
         self._blocks: OrderedDict[int, Columns] = OrderedDict()
+        self._open: OrderedDict[int, None] = OrderedDict()
+        self._max_blocks = max(4, CACHE_BYTES // (BLOCK * prod(self.manifest.image_shape)))
         if not shards:
             raise DataError(f"{folder}: split {split} is empty; generate or import it")
         expected = self.start
@@ -82,15 +86,23 @@ class Pool:
     def _block(self, block: int) -> Columns:
         if block not in self._blocks:
             self._blocks[block] = self.read(block * BLOCK, min((block + 1) * BLOCK, self.n))
-            if len(self._blocks) > MAX_BLOCKS:
+            if len(self._blocks) > self._max_blocks:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(block)
         return self._blocks[block]
+
+    def _keep_few_open(self, shard: int) -> None:
+        """Close the shard that was used longest ago when too many are open."""
+        self._open[shard] = None
+        self._open.move_to_end(shard)
+        while len(self._open) > MAX_OPEN:
+            self._readers[self._open.popitem(last=False)[0]].close()
 
     def _pieces(self, start: int, stop: int) -> Iterator[Columns]:
         first_id, stop_id = self.start + start, self.start + stop
         while first_id < stop_id:
             shard = bisect_right(self._first_ids, first_id) - 1
+            self._keep_few_open(shard)
             record = self._readers[shard].record
             until, row = min(stop_id, record.stop_id), first_id - record.first_id
             piece = self._readers[shard].rows(row, until - record.first_id)

@@ -31,7 +31,7 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         for name in NAMES:
             number = getattr(signal, name, None)
-            if number is not None:
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._on_signal)
         return self
 

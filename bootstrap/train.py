@@ -136,7 +136,7 @@ def train(
 
     With until_step = n_steps the last evaluation is included; at an earlier stop, or when paused,
     the state is whole and a later call goes on as if there had been no stop. NumericError (with the
-    step) if the loss is not finite; the update is then not made.
+    step) if a loss or the gradient is not finite; the update is then not made.
     """
     recipe, normalise, first_step = task.recipe, task.normalise, state.step
 
@@ -170,6 +170,9 @@ def train(
                 f"step {step}: the training loss is {loss.item()}; lower the learning rate"
             )
         loss.backward()
+        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+            raise NumericError(f"step {step}: the gradient is not finite; lower the learning rate")
         state.optimizer.step()
         state.optimizer.zero_grad()
 
@@ -192,10 +195,8 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         per_image = evaluate(state.model, largest, normalise, task.flags)
         on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
     scores = evaluate(state.model, test, normalise, task.flags).mean()
-    if not isfinite(scores.loss):
-        raise NumericError(
-            f"step {state.step}: the test loss is {scores.loss}; lower the learning rate"
-        )
+    for found in (scores, *on_probes.values()):
+        refuse_infinite(found, state.step)
     return Record(
         step=state.step,
         samples_seen=state.samples_seen,
@@ -219,4 +220,11 @@ def _evaluate_this_step(task: Task, state: TrainState, normalise: Normalisation)
     started = time.perf_counter()
     scores = evaluate(state.model, drawn, normalise, task.flags, chunk=EVERY_STEP_N).mean()
     state.evaluation_s += time.perf_counter() - started
+    refuse_infinite(scores, state.step)
     return scores
+
+
+def refuse_infinite(scores: Scores, step: int) -> None:
+    """NumericError if an evaluation found no number."""
+    if not isfinite(scores.loss):
+        raise NumericError(f"step {step}: a loss is {scores.loss}; lower the learning rate")

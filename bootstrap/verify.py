@@ -35,7 +35,7 @@ from bootstrap.shards import (
     record_paths,
     split_stop,
 )
-from bootstrap.worlds import BLOCK
+from bootstrap.worlds import BLOCK, STREAM_START
 
 MIN_P_VALUE = 1e-6  # below it an order is not taken for an i.i.d. one
 MIN_EXPECTED = 5  # per cell, below which chi-square is not trusted (Cochran 1954)
@@ -131,6 +131,15 @@ def verify_data(folder: Path, *, repair: bool = False) -> Report:
     )
 
 
+def check_used_shards(folder: Path, manifest: Manifest, pool_n_samples: int) -> None:
+    """DataError for the first shard a pair would read that is not what its record says."""
+    used = [s for s in manifest.split("stream") if s.first_id < STREAM_START + pool_n_samples]
+    for record in (*manifest.split("test"), *manifest.split("reference"), *used):
+        found = _check_shard(folder, record, manifest)
+        if isinstance(found, Problem):
+            raise DataError(f"{folder}: {found}")
+
+
 def verify_run(folder: Path) -> Report:
     """Check that the configuration and every record file of a run can be read, in step order."""
     problems: list[Problem] = []
@@ -152,7 +161,24 @@ def verify_run(folder: Path) -> Report:
                 check_schema(row, kind, f"row {number}: ")
         except (DataError, ValueError) as error:
             problems.append(_bad_rows(name, None, str(error)))
+    problems += _check_marks(folder, n_rows)
     return Report(folder=folder, n_samples=n_rows, problems=tuple(problems))
+
+
+def _check_marks(folder: Path, n_rows: dict[str, int]) -> list[Problem]:
+    """A world that is marked as done has all its rows, and the weights that it ended with."""
+    problems = []
+    for path in sorted(folder.glob("seed-*/*.done.json")):
+        mark, world = json.loads(path.read_bytes()), path.name.removesuffix(".done.json")
+        rows, weights = f"{path.parent.name}/{world}.jsonl", path.with_name(f"{world}.safetensors")
+        if n_rows.get(rows) != mark["n_rows"]:
+            why = f"{n_rows.get(rows, 0)} rows, {path.name} says {mark['n_rows']}"
+            problems.append(_bad_rows(rows, None, why))
+        if weights.exists() and file_sha256(weights) != mark["weights_sha256"]:
+            name, remedy = str(weights.relative_to(folder)), "do not use them"
+            why = f"sha256 differs from the one in {path.name}"
+            problems.append(Problem(what="other weights", file=name, why=why, remedy=remedy))
+    return problems
 
 
 def check_schema(value: Any, kind: str, where: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ def write_card(folder: Path, manifest: Manifest) -> None:
     columns = pool.first(10_000)
     pool.close()
     picture = samples_by_class(columns, manifest.n_classes)
-    picture.save(folder / "samples.png")
+    buffer = io.BytesIO()
+    picture.save(buffer, format="png")
+    replace(folder / "samples.png", buffer.getvalue())
     replace(folder / "README.md", card_text(folder, manifest, split, columns).encode())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -17,13 +18,14 @@ from bootstrap.checkpoint import keep_latest, read_latest, write_checkpoint
 from bootstrap.environment import hardware
 from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
-from bootstrap.files import pretty_json
+from bootstrap.files import canonical_json, file_sha256, pretty_json, remove_leftovers
 from bootstrap.files import replace as replace_file
 from bootstrap.forks import Control
 from bootstrap.models import PreActResNet18
 from bootstrap.optimizers import SGD, Cosine
 from bootstrap.options import Execution
 from bootstrap.pair import run_real
+from bootstrap.pool import Pool, concatenate
 from bootstrap.recipe import Recipe
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
@@ -32,7 +34,7 @@ from generators.denoiser import read_card, read_denoiser, write_denoiser
 from generators.label import write_teacher
 from generators.quality import generated_to_real
 from generators.sample import SamplerConfig, noise_of_ids, solve, to_uint8
-from generators.sources import npz_parts, read_npz
+from generators.sources import LabelledImages, npz_parts, read_npz
 from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
 
 GRID_SAMPLER = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)
@@ -43,7 +45,7 @@ class TrainGeneratorOptions:
     """Fit the denoiser to real images; running it again goes on where it stopped."""
 
     images: Path
-    """a folder of npz parts with the keys X (uint8 NHWC) and Y"""
+    """a folder of npz parts with the keys X (uint8 NHWC) and Y, or a data set made by `import`"""
     pattern: str = "train-*.npz"
     """which of its files to train on"""
     work: Path = Path("work/denoiser")
@@ -62,16 +64,18 @@ def run_train_generator(
     options: TrainGeneratorOptions, flags: Flags, is_interrupted: Callable[[], bool]
 ) -> Iterator[str]:
     """Train, with a line of progress now and then; weights go to <work>/denoiser.safetensors."""
-    data = read_npz(npz_parts(options.images, options.pattern))
+    data = read_images(options)
     config = replace(
         options.recipe.config, image_shape=data.images.shape[1:], class_names=data.class_names
     )
     recipe = replace(options.recipe, config=config)
     initial = read_denoiser(options.init) if options.init else None
     state = build_state(recipe, flags.torch_device, initial)
+    remove_leftovers(options.work)
     found = read_latest(options.work, "denoiser")
     if found:
-        state.load(found[0], **found[1])
+        refuse_other_run(options.work, found[1]["run"], describe_run(options, recipe, data))
+        state.load(found[0], **found[1]["state"])
         yield f"going on from {state.step * recipe.batch_size:,} images seen"
     guide = None
     if recipe.fold_guidance != 1:
@@ -97,9 +101,9 @@ def run_train_generator(
             f"  {record.images_per_s:.0f} images/s  {left_s / 60:.0f} min left"
         )
         if time.monotonic() - snapshot_at > 60 * options.snapshot_minutes or is_over():
-            write_snapshot(options, recipe, state, flags)
+            write_snapshot(options, recipe, data, state, flags)
             snapshot_at = time.monotonic()
-    write_snapshot(options, recipe, state, flags)
+    write_snapshot(options, recipe, data, state, flags)
     if state.step < recipe.n_steps:
         raise Interrupted(
             f"{options.work}: stopped at {state.step * recipe.batch_size:,} images; run it again"
@@ -107,12 +111,51 @@ def run_train_generator(
     yield f"{options.work / 'denoiser.safetensors'}: {recipe.n_images_seen:,} images seen"
 
 
+def read_images(options: TrainGeneratorOptions) -> LabelledImages:
+    """The images to train on: npz parts, or stream and reference of a data set made by `import`."""
+    if not (options.images / "manifest.json").exists():
+        return read_npz(npz_parts(options.images, options.pattern))
+    manifest = read_manifest(options.images)
+    pools = [Pool(options.images, s, manifest) for s in ("stream", "reference") if manifest.n(s)]
+    columns = concatenate([pool.first(pool.n) for pool in pools])
+    return LabelledImages(
+        images=columns.images, labels=columns.labels, class_names=manifest.class_names
+    )
+
+
+def describe_run(
+    options: TrainGeneratorOptions, recipe: DenoiserRecipe, data: LabelledImages
+) -> dict[str, Any]:
+    """What must not change when training goes on."""
+    described = {
+        "recipe": asdict(recipe),
+        "init": file_sha256(options.init) if options.init else None,
+        "n_images": len(data.images),
+    }
+    return json.loads(canonical_json(described))
+
+
+def refuse_other_run(work: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """ConfigurationError naming what differs from the run that `work` holds."""
+    pairs = [(before, now), (before["recipe"], now["recipe"])]
+    keys = {k for a, b in pairs for k in a if k != "recipe" and a[k] != b.get(k)}
+    if keys:
+        raise ConfigurationError(
+            f"{work} holds another training: {', '.join(sorted(keys))} differ; use another --work"
+        )
+
+
 def write_snapshot(
-    options: TrainGeneratorOptions, recipe: DenoiserRecipe, state: DenoiserState, flags: Flags
+    options: TrainGeneratorOptions,
+    recipe: DenoiserRecipe,
+    data: LabelledImages,
+    state: DenoiserState,
+    flags: Flags,
 ) -> None:
     """Checkpoint, averaged weights and a grid of samples, ten of each class."""
     seen_before = read_card(options.init)["images_seen"] if options.init else 0
-    write_checkpoint(options.work, "denoiser", state.step, state.tensors(), state.meta())
+    meta = {"state": state.meta(), "run": describe_run(options, recipe, data)}
+    write_checkpoint(options.work, "denoiser", state.step, state.tensors(), meta)
     keep_latest(options.work, "denoiser")
     card = {
         "images_seen": seen_before + state.step * recipe.batch_size,

@@ -17,9 +17,10 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from bootstrap.environment import hardware
 from bootstrap.errors import ConfigurationError, DataError, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import file_sha256
@@ -162,6 +163,7 @@ class DiffusionSource:
             "sampler": vars(self.config),
             "seed": self.seed,
             "execution": self.flags.to_json(),
+            "hardware": hardware(self.flags.device),
             "torch": torch.__version__,
         }
 
@@ -192,13 +194,19 @@ class DiffusionSource:
         x = solve(self.denoiser, noise, label, self.config, self.flags)[:n]
         if not torch.isfinite(x).all():  # bf16 may have overflowed: once more, in full precision
             exact = replace(self.flags, precision="fp32")
-            x = solve(self.denoiser, noise, label, self.config, exact)[:n]
-        is_bad = ~torch.isfinite(x).flatten(1).all(dim=1)
+            again = solve(self.denoiser, noise, label, self.config, exact)[:n]
+            x = torch.where(is_finite(x)[:, None, None, None], x, again)
+        is_bad = ~is_finite(x)
         if is_bad.any():
             raise NumericError(
                 f"ids {ids[is_bad.cpu().numpy()].tolist()}: the sampler returned NaN or infinity"
             )
         return to_uint8(x)
+
+
+def is_finite(x: Float[Tensor, "n channel height width"]) -> Bool[Tensor, " n"]:
+    """Which images hold neither NaN nor infinity."""
+    return torch.isfinite(x).flatten(1).all(dim=1)
 
 
 def noise_of_ids(

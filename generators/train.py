@@ -144,7 +144,8 @@ def train_denoiser(
     losses: list[Tensor] = []
     started = time.perf_counter()
 
-    while state.step < recipe.n_steps and not is_interrupted():
+    is_stop = False
+    while state.step < recipe.n_steps and not is_stop:
         index = torch.from_numpy(world.positions(state.step, recipe.batch_size))
         draws = uniforms(
             recipe.seed, Stream.DENOISER_BATCH, state.step, n=2 * recipe.batch_size
@@ -173,7 +174,8 @@ def train_denoiser(
 
         state.step += 1
         losses.append(loss.detach())
-        if state.step % record_every_steps == 0 or state.step == recipe.n_steps:
+        is_stop = state.step == recipe.n_steps or is_interrupted()
+        if is_stop or state.step % record_every_steps == 0:
             elapsed_s = time.perf_counter() - started
             state.train_s += elapsed_s
             yield DenoiserRecord(

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from filelock import FileLock, Timeout
 from jaxtyping import Int, UInt8
 
 from bootstrap.dataset import collect_manifest
 from bootstrap.errors import ConfigurationError, Interrupted, NumericError
 from bootstrap.files import remove_leftovers
+from bootstrap.locks import locked
 from bootstrap.shards import (
     SHARD_N,
     SPLIT_START,
@@ -24,15 +24,14 @@ from bootstrap.shards import (
     Manifest,
     ShardRecord,
     publish_shard,
+    read_manifest,
     read_records,
 )
 from bootstrap.worlds import BLOCK
 from generators.label import MAX_ATTEMPTS, LabelMode, Teacher, class_of_ids
 
-HARDWARE_KEYS = (
-    "execution",
-    "torch",
-)  # provenance that other hardware may change with --accept-new-bytes
+# provenance that --accept-new-bytes lets another machine change
+HARDWARE_KEYS = ("execution", "hardware", "torch")
 REDRAW_N = 128  # redraws of mode `agree` run in batches of this size
 
 
@@ -110,41 +109,49 @@ def generate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     provenance = {**source.provenance(), "labels": labelling.provenance()}
-    try:
-        with FileLock(folder / ".lock").acquire(timeout=0):
-            remove_leftovers(folder)
-            for split, index, ids in missing_shards(folder, sizes, provenance, accept_new_bytes):
-                columns = label_and_sample(source, ids, labelling, on_images)
-                refuse_constant(columns)
-                publish_shard(folder, split, index, columns, len(source.class_names), provenance)
-                if is_interrupted():
-                    raise Interrupted(
-                        f"{folder}: stopped after {split}-{index:05d}.h5;"
-                        " run the same command to go on"
-                    )
-            return collect_manifest(
-                folder,
-                name=source.name,
-                image_shape=source.image_shape,
-                class_names=source.class_names,
-                label_source=labelling.mode,
-                generator=provenance,
-            )
-    except Timeout:
-        raise ConfigurationError(
-            f"{folder} is being written by another process; wait for it or stop it"
-        ) from None
+    with locked(folder):
+        remove_leftovers(folder)
+        n_made = 0
+        for split, index, ids in missing_shards(folder, sizes, provenance, accept_new_bytes):
+            columns = label_and_sample(source, ids, labelling, on_images)
+            refuse_constant(columns)
+            publish_shard(folder, split, index, columns, len(source.class_names), provenance)
+            n_made += 1
+            if is_interrupted():
+                raise Interrupted(
+                    f"{folder}: stopped after {split}-{index:05d}.h5; run the same command to go on"
+                )
+        is_new = n_made > 0 or not (folder / "manifest.json").exists()
+        return collect_manifest(
+            folder,
+            name=source.name,
+            image_shape=source.image_shape,
+            class_names=source.class_names,
+            label_source=labelling.mode,
+            generator=provenance if is_new else read_manifest(folder).generator,
+        )
 
 
 def missing_shards(
     folder: Path, sizes: Mapping[str, int], provenance: dict[str, Any], accept_new_bytes: bool
 ) -> Iterator[tuple[str, int, Int[np.ndarray, " n"]]]:
-    """(split, shard index, ids) of every shard that has to be made, in order; lost ones too."""
+    """(split, shard index, ids) of every shard that has to be made, in order; lost ones too.
+
+    Where nothing has to be made it does not matter what hardware made what is there.
+    """
+    shards = list(_missing(folder, sizes))
+    for record in (record for split in sizes for record in read_records(folder, split)):
+        refuse_other_provenance(folder, record, provenance, accept_new_bytes or not shards)
+    yield from shards
+
+
+def _missing(
+    folder: Path, sizes: Mapping[str, int]
+) -> Iterator[tuple[str, int, Int[np.ndarray, " n"]]]:
     for split, n in sizes.items():
         wanted = -(-n // BLOCK) * BLOCK if split == "stream" else n
         first_id, index, row = SPLIT_START[split], 0, 0
         for record in read_records(folder, split):
-            refuse_other_provenance(folder, record, provenance, accept_new_bytes)
             for lost, rows in enumerate(_cut(row, record.first_id - first_id), start=index):
                 yield split, lost, first_id + rows
             if not is_whole(folder, record):

@@ -1,6 +1,7 @@
 """The generator's commands at toy size: fit a denoiser, a teacher, and judge a data set."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,9 +91,20 @@ def test_fitting_that_was_stopped_goes_on_to_the_same_weights(parts, denoiser, t
     assert (tmp_path / "denoiser.safetensors").read_bytes() == denoiser.read_bytes()
 
 
-def test_folding_guidance_needs_weights_to_start_from(parts, tmp_path):
-    from dataclasses import replace
+def test_going_on_with_another_recipe_is_refused(parts, denoiser):
+    options = TrainGeneratorOptions(
+        images=parts, work=denoiser.parent, recipe=replace(TINY, lr=1e-4)
+    )
+    with pytest.raises(ConfigurationError, match="lr differ"):
+        list(run_train_generator(options, FLAGS, never))
 
+
+def test_an_imported_data_set_serves_as_images_too(real, tmp_path):
+    fit(real, tmp_path)
+    assert read_denoiser(tmp_path / "denoiser.safetensors").config.image_shape == (8, 8, 3)
+
+
+def test_folding_guidance_needs_weights_to_start_from(parts, tmp_path):
     options = TrainGeneratorOptions(
         images=parts, work=tmp_path, recipe=replace(TINY, fold_guidance=2.0)
     )

@@ -74,10 +74,15 @@ def test_curves_of_unequal_steps_are_not_a_pair(tmp_path):
         curve_gap(run.real[40], run.ideal)
 
 
-def test_a_finished_run_of_unequal_steps_is_refused(tmp_path):
+def test_curves_of_unequal_steps_are_not_subtracted(tmp_path):
     run = finish(write_pair(tmp_path, {0: (0.75, 1.0)}, {0: 0.5, 1: 0.5}))
     with pytest.raises(DataError, match="one pair"):
-        gap(run)
+        curve_gap(run.real[run.n_samples[0]], run.ideal)
+
+
+def test_a_finished_run_has_no_gap_where_only_the_ideal_world_has_a_record(tmp_path):
+    run = finish(write_pair(tmp_path, {0: (0.75, 1.0)}, {0: 0.5, 1: 0.5}))
+    np.testing.assert_array_equal(gap(run), [[0.25, np.nan]])
 
 
 def test_an_unfinished_run_has_a_gap_where_both_worlds_have_records(tmp_path):

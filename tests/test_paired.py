@@ -1,22 +1,26 @@
 """The science of a pair: one difference between the worlds, exact, resumable, extendable."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bootstrap.augment import CropFlip, crop_flip_draws
-from bootstrap.errors import ConfigurationError, NotEnoughData, NumericError
+from bootstrap.curves import gap
+from bootstrap.errors import ConfigurationError, DataError, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.forks import Control
+from bootstrap.locks import locked
 from bootstrap.models import MLP, SmallCNN
 from bootstrap.optimizers import SGD
 from bootstrap.pair import run_pair
 from bootstrap.plan import identity
-from bootstrap.recipe import Recipe
+from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.runlog import load_run
 from bootstrap.shards import read_manifest
+from bootstrap.verify import verify_run
 from bootstrap.worlds import SeedOrder, World
 from generators.toy import ToySource
 from generators.write import generate
@@ -183,9 +187,9 @@ def test_a_corrupt_latest_checkpoint_falls_back_to_the_one_before(data, pair, tm
 
 
 def test_a_finished_pair_is_left_alone(data, pair):
-    before = {path: path.read_bytes() for path in pair.rglob("*.json*")}
+    before = {path: path.read_bytes() for path in pair.rglob("[a-z]*.json*")}
     run_pair(RECIPE, data, pair.parent, n_samples=N, flags=FLAGS, control=stop_after(0))
-    assert {path: path.read_bytes() for path in pair.rglob("*.json*")} == before
+    assert {path: path.read_bytes() for path in pair.rglob("[a-z]*.json*")} == before
 
 
 def test_extending_the_stream_leaves_an_existing_run_alone(tmp_path):
@@ -205,6 +209,42 @@ def test_an_n_that_is_asked_for_later_gives_the_same_real_world(data, pair, tmp_
     assert later.n_samples == N
     np.testing.assert_array_equal(later.real[100].test_error, at_once.real[100].test_error)
     assert content(folder)["seed-0/ideal.jsonl"] == content(pair)["seed-0/ideal.jsonl"]
+
+
+def test_an_n_asked_for_later_whose_fork_is_off_the_grid_leaves_the_other_gaps_readable(
+    data, tmp_path
+):
+    recipe = replace(RECIPE, n_steps=120, model=MLP(width=8, depth=1), every_step=False)
+    assert 45 not in evaluation_grid(120)
+    run_pair(recipe, data, tmp_path, n_samples=(100,), flags=FLAGS)
+    folder = run_pair(recipe, data, tmp_path, n_samples=(45 * 16,), flags=FLAGS)
+    run = load_run(folder)
+    assert 45 in run.steps
+    assert np.isnan(gap(run, n_samples=100)[0, run.steps == 45]).all()
+    assert np.isfinite(gap(run, n_samples=100)[0, run.steps != 45]).all()
+    assert verify_run(folder).problems == ()
+
+
+def test_an_n_that_needs_the_extended_stream_gets_a_run_of_its_own(tmp_path):
+    data, out = tmp_path / "data", tmp_path / "out"
+    generate(ToySource(side=8), data, SIZES)
+    run_pair(RECIPE, data, out, n_samples=N, flags=FLAGS)
+    generate(ToySource(side=8), data, {**SIZES, "stream": 4_096})
+    folder = run_pair(RECIPE, data, out, n_samples=(3_000,), flags=FLAGS)
+    assert len(list(out.iterdir())) == 2
+    assert load_run(folder).n_samples == (3_000,)
+
+
+def test_a_corrupt_shard_is_refused_before_training(tmp_path):
+    data = tmp_path / "data"
+    generate(ToySource(side=8), data, SIZES)
+    shard = data / "stream-00000.h5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=r"stream-00000\.h5"):
+        run_pair(RECIPE, data, tmp_path / "out", n_samples=N, flags=FLAGS)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_lost_fork_state_is_rebuilt_from_the_trunk(data, pair, tmp_path):
@@ -240,13 +280,13 @@ def test_a_loss_that_is_not_finite_stops_the_world_and_is_never_reported_as_a_ga
         run_pair(recipe, data, tmp_path, n_samples=N, flags=FLAGS)
     folder = next(tmp_path.iterdir())
     assert load_run(folder).status == "failed"
-    assert not (folder / "summary.json").exists()
+    summary = json.loads((folder / "summary.json").read_bytes())
+    assert summary["status"] == "failed"
+    assert "n_samples" not in summary
 
 
 def test_a_second_process_on_the_same_run_is_refused(data, pair):
-    from filelock import FileLock
-
-    with FileLock(pair / ".lock"), pytest.raises(ConfigurationError, match="another process"):
+    with locked(pair), pytest.raises(ConfigurationError, match=f"process {os.getpid()} on "):
         run_pair(RECIPE, data, pair.parent, n_samples=N, flags=FLAGS)
 
 

@@ -102,13 +102,22 @@ def test_an_id_outside_the_split_is_refused_by_name(pool, id_):
 
 
 def test_the_number_of_blocks_kept_is_bounded(pool, monkeypatch):
-    monkeypatch.setattr(pool_module, "MAX_BLOCKS", 2)
+    monkeypatch.setattr(pool, "_max_blocks", 2)
     pool.rows(STREAM_START + np.random.default_rng(2).permutation(N))
     assert len(pool._blocks) == 2
 
 
+def test_few_shards_are_open_at_a_time(pool, source, monkeypatch):
+    monkeypatch.setattr(pool_module, "MAX_OPEN", 1)
+    pool = Pool(pool.folder, "stream", pool.manifest)
+    index = np.random.default_rng(2).permutation(N)[:500]
+    assert_same(pool.rows(STREAM_START + index), source.rows(index))
+    assert len(pool._readers) > 1
+    assert sum(reader._file is not None for reader in pool._readers) == 1
+
+
 def test_rows_are_right_when_there_are_more_blocks_than_are_kept(pool, source, monkeypatch):
-    monkeypatch.setattr(pool_module, "MAX_BLOCKS", 1)
+    monkeypatch.setattr(pool, "_max_blocks", 1)
     index = np.random.default_rng(2).permutation(N)[:500]
     assert_same(pool.rows(STREAM_START + index), source.rows(index))
 

@@ -28,7 +28,11 @@ class FakeTeacher:
 
 
 def all_bytes(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+    return {
+        path.name: path.read_bytes()
+        for path in folder.iterdir()
+        if not path.name.startswith(".lock")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +56,19 @@ def test_generating_again_changes_no_byte(data):
     before = all_bytes(data)
     generate(SOURCE, data, SIZES)
     assert all_bytes(data) == before
+
+
+def test_a_complete_data_set_does_not_care_what_hardware_made_it(tmp_path, monkeypatch):
+    generate(SOURCE, tmp_path, SIZES)
+    before = all_bytes(tmp_path)
+    elsewhere = {**SOURCE.provenance(), "torch": "another", "execution": {"n_threads": 64}}
+    monkeypatch.setattr(ToySource, "provenance", lambda self: elsewhere)
+    generate(SOURCE, tmp_path, SIZES)
+    assert all_bytes(tmp_path) == before
+    with pytest.raises(ConfigurationError, match="--accept-new-bytes"):
+        generate(SOURCE, tmp_path, {**SIZES, "test": 400})
+    generate(SOURCE, tmp_path, {**SIZES, "test": 400}, accept_new_bytes=True)
+    assert Pool(tmp_path, "test").n == 400
 
 
 def test_extending_keeps_every_shard_that_was_there(tmp_path):
