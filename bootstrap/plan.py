@@ -11,7 +11,7 @@ from typing import Any
 from bootstrap.environment import describe_environment
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
-from bootstrap.files import canonical_json, pretty_json, replace, sha256_hex
+from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
@@ -126,8 +126,10 @@ def identity(
     recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
 ) -> dict[str, Any]:
     """Everything that decides the numbers of a pair, whatever its seeds, N and folder."""
+    own = {name: file_sha256(path) for name, path in recipe.own_files().items()}
     return {
         "schema": SCHEMA,
+        **({"own_files": own} if own else {}),
         "recipe": recipe.non_default(),
         "data": data_hash(manifest, pool_n_samples),
         "pool_n_samples": pool_n_samples,

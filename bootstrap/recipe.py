@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from bootstrap.augment import AUGMENTATIONS, Augmentation, NoAugmentation
@@ -64,6 +66,12 @@ class Recipe:
         """`to_json` without fields at their default: new fields leave old identities alone."""
         default = Recipe().to_json()
         return {name: value for name, value in self.to_json().items() if value != default[name]}
+
+    def own_files(self) -> dict[str, Path]:
+        """The files of classes that are not the package's, by field: their bytes decide results."""
+        values = {name: getattr(self, name) for name in TABLES}
+        own = {name: type(v) for name, v in values.items() if type(v) not in TABLES[name].values()}
+        return {name: Path(inspect.getfile(cls)) for name, cls in own.items()}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Recipe:

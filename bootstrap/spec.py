@@ -1,6 +1,7 @@
 """Named values as text: `preresnet18(width=16)` <-> a frozen dataclass. No torch, no code is run.
 
-Names resolve through an explicit dict, or as `package.module:Name` for a class of the user's own.
+Names resolve through an explicit dict, or as `package.module:Name` or `file.py:Name` for a class of
+the user's own.
 Arguments are literals, typed by the dataclass.
 """
 
@@ -10,8 +11,11 @@ import ast
 import dataclasses
 import difflib
 import importlib
+import importlib.util
+import sys
 from collections.abc import Mapping
 from math import isfinite
+from types import ModuleType
 from typing import Any, get_origin, get_type_hints
 
 from bootstrap.errors import ConfigurationError
@@ -54,8 +58,9 @@ def _resolve(name: str, table: Mapping[str, type], what: str) -> type:
     module, colon, attribute = name.partition(":")
     if colon:
         try:
-            cls = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+            home = _run_file(module) if module.endswith(".py") else importlib.import_module(module)
+            cls = getattr(home, attribute)
+        except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
             raise ConfigurationError(f"{what} {name!r} cannot be imported: {error}") from None
         if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
             raise ConfigurationError(f"{what} {name!r} is not a dataclass, so it has no arguments")
@@ -63,6 +68,22 @@ def _resolve(name: str, table: Mapping[str, type], what: str) -> type:
     raise ConfigurationError(
         f"unknown {what} {name!r}{_did_you_mean(name, table)}; there are: {', '.join(table)}"
     )
+
+
+def _run_file(path: str) -> ModuleType:
+    """The module that a Python file defines, under the path's own text as its name."""
+    if path not in sys.modules:
+        found = importlib.util.spec_from_file_location(path, path)
+        if found is None or found.loader is None:
+            raise ImportError(f"{path} is not a Python file")
+        module = importlib.util.module_from_spec(found)
+        sys.modules[path] = module  # dataclasses look their annotations up there
+        try:
+            found.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[path]
+            raise
+    return sys.modules[path]
 
 
 def _literal_arguments(text: str, rest: str, what: str) -> dict[str, Any]:

@@ -11,12 +11,13 @@ from bootstrap.augment import CropFlip, crop_flip_draws
 from bootstrap.curves import gap
 from bootstrap.errors import ConfigurationError, DataError, NotEnoughData, NumericError
 from bootstrap.execution import Flags
+from bootstrap.files import file_sha256
 from bootstrap.forks import Control
 from bootstrap.locks import locked
 from bootstrap.models import MLP, SmallCNN
 from bootstrap.optimizers import SGD
 from bootstrap.pair import run_pair
-from bootstrap.plan import identity
+from bootstrap.plan import identity, plan_pair
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.runlog import load_run
 from bootstrap.shards import read_manifest
@@ -288,6 +289,34 @@ def test_a_loss_that_is_not_finite_stops_the_world_and_is_never_reported_as_a_ga
 def test_a_second_process_on_the_same_run_is_refused(data, pair):
     with locked(pair), pytest.raises(ConfigurationError, match=f"process {os.getpid()} on "):
         run_pair(RECIPE, data, pair.parent, n_samples=N, flags=FLAGS)
+
+
+OWN_MODEL = """
+from dataclasses import dataclass
+
+@dataclass(frozen=True, kw_only=True)
+class Linear:
+    scale: float = 1.0
+
+    def build(self, image_shape, n_classes):
+        from math import prod
+        from torch import nn
+        return nn.Sequential(nn.Flatten(), nn.Linear(prod(image_shape), n_classes))
+"""
+
+
+def test_a_model_from_a_file_of_ones_own_is_trained_and_its_bytes_are_in_the_identity(
+    data, tmp_path
+):
+    path = tmp_path / "mine.py"
+    path.write_text(OWN_MODEL)
+    recipe = Recipe.from_json({**RECIPE.to_json(), "model": f"{path}:Linear(scale=2)"})
+    folder = run_pair(recipe, data, tmp_path / "out", n_samples=N, flags=FLAGS)
+    known = json.loads((folder / "pair.json").read_bytes())
+    assert known["recipe"]["model"] == f"{path}:Linear(scale=2.0)"
+    assert known["identity"]["own_files"] == {"model": file_sha256(path)}
+    path.write_text(OWN_MODEL + "# changed\n")
+    assert plan_pair(recipe, data, tmp_path / "out", n_samples=N, flags=FLAGS).folder != folder
 
 
 @pytest.mark.parametrize(
