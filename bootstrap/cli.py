@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,6 +292,7 @@ def main() -> None:
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    quieten_compiler()
     if not argv or argv[0] in ("-h", "--help"):
         _print_help()
         return
@@ -372,6 +374,12 @@ def _spec_rule(info: Any) -> Any:
         is_instance=lambda value: True,
         str_from_instance=lambda value: [format_spec(value, TABLES[name])],
     )
+
+
+def quieten_compiler() -> None:
+    """Hide two remarks of torch.compile that a user can do nothing about."""
+    warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
 
 
 def _early_option(argv: list[str], flag: str, default: str) -> str:

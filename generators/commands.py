@@ -48,7 +48,7 @@ class TrainGeneratorOptions:
     """a folder of npz parts with the keys X (uint8 NHWC) and Y, or a data set made by `import`"""
     pattern: str = "train-*.npz"
     """which of its files to train on"""
-    work: Path = Path("work/denoiser")
+    work: Path = Path("build/denoiser")
     """checkpoints, snapshots and the progress log"""
     init: Path | None = None
     """start from these weights, e.g. the shipped ones"""
@@ -188,9 +188,9 @@ class TrainTeacherOptions:
 
     data: Path
     """a data set of real images, made by `deep-bootstrap import`"""
-    weights: Path = Path("work/teacher.safetensors")
+    weights: Path = Path("build/teacher.safetensors")
     """where the teacher goes"""
-    out: Path = Path("work/teacher-run")
+    out: Path = Path("build/teacher-run")
     """where its run goes"""
     width: int = 32
     n_passes: float = 13.0
