@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -156,8 +156,3 @@ def has_compiler() -> bool:
 def n_cores() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def without_speedups(flags: Flags) -> Flags:
-    """The same in fp32 and eager mode: what a plain machine would do."""
-    return replace(flags, precision="fp32", compiled=False)

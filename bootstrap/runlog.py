@@ -104,12 +104,6 @@ def truncate_rows(path: Path, step: int) -> None:
         replace(path, b"".join(kept))
 
 
-def copy_rows_before(source: Path, target: Path, step: int) -> None:
-    """Make `target` hold the rows of `source` before `step` (the prefix that two worlds share)."""
-    whole, _ = _read_lines(source)
-    replace(target, b"".join(_split_at(whole, source, step)[0]))
-
-
 def _read_lines(path: Path) -> tuple[list[bytes], bytes]:
     """The whole lines of a file with their newlines, and what a killed writer left after them."""
     lines = path.read_bytes().split(b"\n")

@@ -5,7 +5,7 @@ import torch
 
 from bootstrap import execution
 from bootstrap.errors import ConfigurationError
-from bootstrap.execution import Flags, resolve_device, resolve_flags, without_speedups
+from bootstrap.execution import Flags, resolve_device, resolve_flags
 from bootstrap.options import Execution
 
 
@@ -138,12 +138,6 @@ def test_flags_set_the_number_of_threads():
 def test_flags_describe_themselves_in_one_line():
     flags = Flags(device="cpu", precision="bf16", compiled=True, n_threads=2)
     assert flags.describe() == "cpu, bf16, compiled, 2 threads"
-
-
-def test_a_plain_machine_has_no_speedups():
-    flags = Flags(device="cpu", precision="bf16", compiled=True, n_threads=2)
-    plain = Flags(device="cpu", precision="fp32", compiled=False, n_threads=2)
-    assert without_speedups(flags) == plain
 
 
 @pytest.mark.parametrize("option", [{"precision": "nonsense"}, {"compile": "maybe"}], ids=str)

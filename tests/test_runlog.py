@@ -10,7 +10,6 @@ from bootstrap.records import SCHEMA, StepRecord
 from bootstrap.runlog import (
     RowWriter,
     RunWriter,
-    copy_rows_before,
     load_run,
     load_runs,
     read_rows,
@@ -106,13 +105,6 @@ def test_truncating_after_the_last_row_changes_no_byte(rows_path):
 def test_truncating_a_missing_file_makes_none(tmp_path):
     truncate_rows(tmp_path / "none.jsonl", 2)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_copied_prefix_has_the_bytes_of_its_source(rows_path, tmp_path):
-    tear(rows_path)
-    copy_rows_before(rows_path, tmp_path / "real-n5.jsonl", 2)
-    lines = rows_path.read_bytes().splitlines(keepends=True)
-    assert (tmp_path / "real-n5.jsonl").read_bytes() == b"".join(lines[:2])
 
 
 def test_what_is_written_is_read_back(tmp_path):
