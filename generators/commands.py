@@ -33,11 +33,11 @@ from generators.card import grid_image, write_card
 from generators.denoiser import read_card, read_denoiser, write_denoiser
 from generators.label import write_teacher
 from generators.quality import generated_to_real
-from generators.sample import SamplerConfig, noise_of_ids, solve, to_uint8
+from generators.sample import SamplerConfig, distilled_sampler, noise_of_ids, solve, to_uint8
 from generators.sources import LabelledImages, npz_parts, read_npz
 from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
 
-GRID_SAMPLER = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)
+GUIDED = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)  # draws the grids of snapshots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +78,9 @@ def run_train_generator(
         state.load(found[0], **found[1]["state"])
         yield f"going on from {state.step * recipe.batch_size:,} images seen"
     guide = None
-    if recipe.fold_guidance != 1:
+    if recipe.distill_steps:
         if initial is None:
-            raise ConfigurationError("--fold-guidance needs --init, the weights to fold it into")
+            raise ConfigurationError("--distill-steps needs --init, the weights to distil")
         guide = initial.to(flags.torch_device).eval().requires_grad_(False)
     for network in (state.model, guide):
         if flags.compiled and network is not None:
@@ -157,6 +157,7 @@ def write_snapshot(
     meta = {"state": state.meta(), "run": describe_run(options, recipe, data)}
     write_checkpoint(options.work, "denoiser", state.step, state.tensors(), meta)
     keep_latest(options.work, "denoiser")
+    distilled = distilled_sampler(recipe.distill_steps) if recipe.distill_steps else None
     card = {
         "images_seen": seen_before + state.step * recipe.batch_size,
         "train_s": round(state.train_s),
@@ -164,6 +165,7 @@ def write_snapshot(
         "execution": flags.describe(),
         "init": str(options.init) if options.init else None,
         "recipe": asdict(recipe),
+        "sampler": vars(distilled) if distilled else None,
     }
     write_denoiser(options.work / "denoiser.safetensors", state.ema, card)
     n_classes = recipe.config.n_classes
@@ -176,7 +178,7 @@ def write_snapshot(
         state.ema,
         torch.from_numpy(noise).to(device),
         torch.from_numpy(labels).to(device),
-        GRID_SAMPLER,
+        distilled or GUIDED,
         flags,
     )
     grid_image(to_uint8(images), n_columns=10).save(options.work / f"samples-{state.step:06d}.png")

@@ -8,10 +8,9 @@ the network works on 2x2 pixels folded into channels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import UNet2DModel
@@ -108,44 +107,74 @@ def build_denoiser(config: DenoiserConfig, seed: int) -> Denoiser:
         return Denoiser(config).to(memory_format=torch.channels_last)
 
 
-Target = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+class Target(Protocol):
+    """What a denoiser learns: at which times, and which velocity there."""
+
+    def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+        """Times in (0, 1] to learn at."""
+        ...
+
+    def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The velocity to learn at x_t = (1 - t) x + t eps."""
+        ...
 
 
-def velocity_of_data(x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-    """The velocity of the straight path from x to eps, whatever the class: what data teach."""
-    return eps - x
+class FromData:
+    """The straight path from x to eps, at logit-normal times (Esser et al. 2024, section 3.1)."""
+
+    def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+        """Most of them in the middle, where the velocity is hardest to guess."""
+        return torch.randn(n, generator=generator).sigmoid()
+
+    def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """Whatever the class."""
+        return eps - x
 
 
 @dataclass(frozen=True)
-class GuidedVelocity:
-    """What a frozen denoiser says under classifier-free guidance (Meng et al. 2023, stage one)."""
+class FromGuide:
+    """Distillation: the way that a frozen denoiser goes under guidance, in `n_steps` equal steps.
+
+    One step of the student replaces one midpoint step of the guide (Salimans and Ho 2022), which is
+    four evaluations with classifier-free guidance (folded in as by Meng et al. 2023).
+    """
 
     guide: Denoiser
     guidance: float
+    n_steps: int
+
+    def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+        """The starts of the steps, with equal probability."""
+        return torch.randint(1, self.n_steps + 1, (n,), generator=generator) / self.n_steps
 
     @torch.no_grad()
-    def __call__(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
-        """The guided velocity at x_t; without a class there is nothing to guide."""
+    def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
+        """The guide's mean velocity over the step that starts at t."""
+        half = 0.5 / self.n_steps
+        middle = x_t - half * self._guided(x_t, t, label)
+        return self._guided(middle, t - half, label)
+
+    def _guided(self, x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         null = torch.full_like(label, self.guide.null_label)
         unconditional = self.guide(x_t, t, null).float()
         conditional = self.guide(x_t, t, label).float()
         return unconditional + self.guidance * (conditional - unconditional)
 
 
-def flow_matching_loss(
+def velocity_loss(
     denoiser: nn.Module,
     images: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"],
+    target: Target,
     generator: torch.Generator,
-    target: Target = velocity_of_data,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity at logit-normal times (Esser et al. 2024, section 3.1)."""
-    t = torch.randn(len(images), generator=generator).sigmoid().to(images.device)
+    """Mean squared error of the velocity at the target's times, on images with fresh noise."""
+    t = target.times(len(images), generator).to(images.device)
     eps = torch.randn(images.shape, generator=generator).to(images.device)
     blend = t[:, None, None, None]
     x_t = (1 - blend) * images + blend * eps
     velocity = denoiser(x_t, t, labels)
-    return (velocity.float() - target(x_t, t, labels, images, eps)).square().mean()
+    return (velocity.float() - target.velocity(x_t, t, labels, images, eps)).square().mean()
 
 
 def write_denoiser(path: Path, denoiser: Denoiser, card: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from bootstrap.errors import ConfigurationError, DataError, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import file_sha256
 from bootstrap.randomness import Stream, normals
-from generators.denoiser import Denoiser, read_denoiser
+from generators.denoiser import Denoiser, read_card, read_denoiser
 
 SOLVERS = ("euler", "dpm++", "unipc")
 SAMPLE_BATCH = 128
@@ -50,6 +50,11 @@ class SamplerConfig:
     def nfe(self) -> int:
         """Function evaluations of the denoiser for one image."""
         return self.n_steps * (1 if self.guidance == 1 else 2)
+
+
+def distilled_sampler(n_steps: int) -> SamplerConfig:
+    """The one way to draw from weights that were distilled to `n_steps` steps."""
+    return SamplerConfig(solver="euler", n_steps=n_steps)
 
 
 def build_scheduler(config: SamplerConfig) -> Any:
@@ -109,7 +114,10 @@ class DiffusionSpec:
     seed: int = 0
 
     def build(self, shipped: Path, flags: Flags) -> DiffusionSource:
-        """The source; DataError if there are no such weights."""
+        """The source; DataError if there are no such weights.
+
+        ConfigurationError if they were distilled for another sampler.
+        """
         path = Path(self.weights) if Path(self.weights).exists() else shipped / self.weights
         if not path.exists():
             raise DataError(
@@ -118,6 +126,12 @@ class DiffusionSpec:
         config = SamplerConfig(
             solver=self.solver, n_steps=self.n_steps, guidance=self.guidance, shift=self.shift
         )
+        distilled = read_card(path).get("sampler")
+        if distilled and distilled != vars(config):
+            raise ConfigurationError(
+                f"{path.name} was distilled for one sampler: use solver={distilled['solver']!r},"
+                f" n_steps={distilled['n_steps']}, and neither guidance nor shift"
+            )
         return DiffusionSource(path=path, config=config, flags=flags, seed=self.seed)
 
 

@@ -22,10 +22,11 @@ from bootstrap.worlds import World
 from generators.denoiser import (
     Denoiser,
     DenoiserConfig,
-    GuidedVelocity,
+    FromData,
+    FromGuide,
+    Target,
     build_denoiser,
-    flow_matching_loss,
-    velocity_of_data,
+    velocity_loss,
 )
 from generators.sources import LabelledImages
 
@@ -43,7 +44,8 @@ class DenoiserRecipe:
     decay_fraction: float = 0.2  # the learning rate falls linearly to zero over this last part
     label_drop_fraction: float = 0.1
     clip_norm: float = 1.0
-    fold_guidance: float = 1.0  # above 1: learn the guided velocity of the initial weights instead
+    distill_steps: int = 0  # above 0: learn to go the initial weights' guided way in so many steps
+    distill_guidance: float = 2.0
     ema_decay: float = 0.9995
     seed: int = 0
 
@@ -130,8 +132,8 @@ def train_denoiser(
 ) -> Iterator[DenoiserRecord]:
     """Train `state` in place until the recipe's end or an interruption; yields progress.
 
-    With a `guide` the model learns that denoiser's guided velocity, so that sampling with guidance
-    needs one evaluation a step instead of two.
+    With a `guide` the model learns to take that denoiser's guided way in `distill_steps` steps of
+    one evaluation each; no labels are dropped then.
     The state is consistent, and may be saved, whenever a record is yielded and after the last.
     """
     device = next(state.model.parameters()).device
@@ -140,7 +142,9 @@ def train_denoiser(
     world = World(n_samples=len(images), seed=recipe.seed)
     parameters: list[Tensor] = list(state.model.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
-    target = velocity_of_data if guide is None else GuidedVelocity(guide, recipe.fold_guidance)
+    target: Target = FromData()
+    if guide is not None:
+        target = FromGuide(guide, recipe.distill_guidance, recipe.distill_steps)
     losses: list[Tensor] = []
     started = time.perf_counter()
 
@@ -152,7 +156,8 @@ def train_denoiser(
         ).reshape(2, -1)
         x = _to_unit_range(images[index].to(device), flip=draws[0] < 0.5)
         label = labels[index].to(device)
-        label[torch.from_numpy(draws[1] < recipe.label_drop_fraction)] = state.model.null_label
+        if guide is None:
+            label[torch.from_numpy(draws[1] < recipe.label_drop_fraction)] = state.model.null_label
         noise = torch.Generator().manual_seed(
             torch_seed(recipe.seed, Stream.DENOISER_NOISE, state.step)
         )
@@ -160,7 +165,7 @@ def train_denoiser(
         for group in state.optimizer.param_groups:
             group["lr"] = recipe.lr_at(state.step)
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            loss = flow_matching_loss(state.model, x, label, noise, target)
+            loss = velocity_loss(state.model, x, label, target, noise)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         if not torch.isfinite(norm):

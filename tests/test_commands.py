@@ -22,6 +22,7 @@ from generators.commands import (
 from generators.denoiser import DenoiserConfig, read_card, read_denoiser
 from generators.importers import import_npz
 from generators.label import class_of_ids, read_teacher
+from generators.sample import DiffusionSpec
 from generators.toy import ToySource
 from generators.train import DenoiserRecipe
 
@@ -107,12 +108,23 @@ def test_an_imported_data_set_serves_as_images_too(real, tmp_path):
     assert read_denoiser(tmp_path / "denoiser.safetensors").config.image_shape == (8, 8, 3)
 
 
-def test_folding_guidance_needs_weights_to_start_from(parts, tmp_path):
+def test_distilling_needs_weights_to_start_from(parts, tmp_path):
     options = TrainGeneratorOptions(
-        images=parts, work=tmp_path, recipe=replace(TINY, fold_guidance=2.0)
+        images=parts, work=tmp_path, recipe=replace(TINY, distill_steps=2)
     )
     with pytest.raises(ConfigurationError, match="--init"):
         list(run_train_generator(options, FLAGS, never))
+
+
+def test_distilled_weights_are_drawn_from_in_their_own_steps_only(parts, denoiser, tmp_path):
+    options = TrainGeneratorOptions(
+        images=parts, work=tmp_path, init=denoiser, recipe=replace(TINY, distill_steps=2)
+    )
+    list(run_train_generator(options, FLAGS, never))
+    path = str(tmp_path / "denoiser.safetensors")
+    DiffusionSpec(weights=path, solver="euler", n_steps=2).build(tmp_path, FLAGS)
+    with pytest.raises(ConfigurationError, match="solver='euler', n_steps=2"):
+        DiffusionSpec(weights=path, n_steps=2).build(tmp_path, FLAGS)
 
 
 def test_the_images_seen_before_are_counted_on_the_card(parts, denoiser, tmp_path):

@@ -12,10 +12,11 @@ from bootstrap.checkpoint import read_latest, write_checkpoint
 from bootstrap.errors import NumericError
 from generators.denoiser import (
     DenoiserConfig,
-    GuidedVelocity,
+    FromData,
+    FromGuide,
     build_denoiser,
-    flow_matching_loss,
     read_denoiser,
+    velocity_loss,
     write_denoiser,
 )
 from generators.sources import LabelledImages
@@ -131,7 +132,7 @@ def test_the_loss_of_the_right_velocity_is_zero():
     def exact(x, t, labels):
         return (x - images) / t[:, None, None, None]
 
-    loss = flow_matching_loss(exact, images, None, torch.Generator().manual_seed(0))
+    loss = velocity_loss(exact, images, None, FromData(), torch.Generator().manual_seed(0))
     assert loss.item() < 1e-8
 
 
@@ -142,7 +143,8 @@ def test_the_loss_falls_on_one_batch():
     losses = []
     for _ in range(30):
         generator = torch.Generator().manual_seed(0)
-        loss = flow_matching_loss(denoiser, images, torch.zeros(8, dtype=torch.int64), generator)
+        labels = torch.zeros(8, dtype=torch.int64)
+        loss = velocity_loss(denoiser, images, labels, FromData(), generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -215,26 +217,28 @@ def test_the_decay_of_the_average_warms_up():
     assert decays == pytest.approx([0.1, 0.5, 0.9995])
 
 
-def test_the_folded_target_is_the_guided_velocity():
+def test_a_student_learns_the_midpoint_step_of_its_guide():
     guide = build_denoiser(TINY, seed=0).eval()
-    x, t, label = torch.randn(4, 3, 8, 8), torch.rand(4), torch.tensor([0, 1, 0, 1])
-    with torch.no_grad():
+    x, t, label = torch.randn(4, 3, 8, 8), torch.full((4,), 0.5), torch.tensor([0, 1, 0, 1])
+
+    def guided(x, t):
         conditional, free = guide(x, t, label), guide(x, t, torch.full_like(label, 2))
-    target = GuidedVelocity(guide, 3.0)(x, t, label, x, x)
-    torch.testing.assert_close(target, free + 3.0 * (conditional - free))
+        return free + 3.0 * (conditional - free)
 
-
-def test_without_a_class_there_is_nothing_to_fold():
-    guide = build_denoiser(TINY, seed=0).eval()
-    x, t, null = torch.randn(4, 3, 8, 8), torch.rand(4), torch.full((4,), 2)
     with torch.no_grad():
-        free = guide(x, t, null)
-    torch.testing.assert_close(GuidedVelocity(guide, 3.0)(x, t, null, x, x), free)
+        expected = guided(x - 0.125 * guided(x, t), t - 0.125)
+    target = FromGuide(guide, guidance=3.0, n_steps=4).velocity(x, t, label, x, x)
+    torch.testing.assert_close(target, expected)
+
+
+def test_a_student_learns_at_the_starts_of_its_steps():
+    times = FromGuide(None, guidance=2.0, n_steps=4).times(1_000, torch.Generator().manual_seed(0))
+    assert set(times.tolist()) == {0.25, 0.5, 0.75, 1.0}
 
 
 def test_a_guide_changes_what_is_learned(data):
     guide = build_denoiser(TINY, seed=1).eval().requires_grad_(False)
-    recipe = replace(RECIPE, fold_guidance=2.0)
+    recipe = replace(RECIPE, distill_steps=2)
     plain, guided = build_state(RECIPE, CPU), build_state(recipe, CPU)
     list(train_denoiser(RECIPE, data, plain))
     list(train_denoiser(recipe, data, guided, guide=guide))
