@@ -257,8 +257,10 @@ def quality(argv: list[str]) -> None:
     from generators.commands import QualityOptions, run_quality
 
     options = _parse(QualityOptions, argv, "quality")
-    for line in run_quality(options, options.execution.resolve("classifier", 1 << 20)):
-        print(line, flush=True)
+    flags = options.execution.resolve("classifier", 1 << 20)
+    with StopRequest(_say) as stop:
+        for line in run_quality(options, flags, stop.is_requested):
+            print(line, flush=True)
 
 
 def doctor(argv: list[str]) -> None:

@@ -110,9 +110,71 @@ def _quality_lines(folder: Path) -> list[str]:
     if not path.exists():
         return []
     quality: dict[str, Any] = json.loads(path.read_bytes())
-    error = quality["cross_test_error"]["generated_to_real"]
+    teacher, labels, copies = quality["teacher"], quality["labels"], quality["memorisation"]
+    duplicates = copies["duplicates"]
     return [
         "",
-        "Error on real test images of a network trained on this data set only:"
-        f" **{error:.3f}** ({quality['protocol']}).",
+        "## Quality",
+        "",
+        *_cross_test_table(quality),
+        "",
+        f"On the features of the project's own teacher ({teacher['name']}, test error"
+        f" {teacher['test_error']:.3f}; not Inception), against the test images of"
+        f" {quality['real']}; the second row is other real images, for scale. Means over disjoint"
+        " subsets with 95 % intervals.",
+        "",
+        *_distance_table(quality["distance"]),
+        "",
+        f"The teacher agrees with {labels['agreement']:.3f} of {labels['n']:,} labels"
+        f" (mean confidence {labels['confidence']:.3f}).",
+        "",
+        "## Copies",
+        "",
+        f"Of {copies['n']:,} images, {copies['pixels']['fraction_close']:.4f} come as near to one"
+        f" of {copies['n_train']:,} training images, mirrored or not, as the nearest 0.01 of the"
+        f" real test images do in pixels, and {copies['features']['fraction_close']:.4f} in"
+        f" features. Duplicates among them: {duplicates['exact']} exact, {duplicates['near']} near;"
+        f" equal to a real training image: {duplicates['exact_in_real_train']}, to a real test"
+        f" image: {duplicates['exact_in_real_test']}.",
+        "",
+        "![closest pairs](closest.png)",
+        "",
+        "The ten images closest to a training image in pixels, below them those training images;"
+        " then the same in features.",
     ]
+
+
+def _cross_test_table(quality: dict[str, Any]) -> list[str]:
+    errors, n_train, n_test = (quality[k] for k in ("cross_test_error", "n_train", "n_test"))
+    tests = ("real", "generated")
+    rows = [
+        f"| {name}, {n:,} samples | "
+        + " | ".join(f"{errors[f'{name}_to_{test}']:.3f}" for test in tests)
+        + " |"
+        for name, n in n_train.items()
+    ]
+    return [
+        "| trained on | " + " | ".join(f"{t} test, {n_test[t]:,} images" for t in tests) + " |",
+        "|---|---|---|",
+        *rows,
+        "",
+        f"Test error; {quality['protocol']}; {quality['hardware']}.",
+    ]
+
+
+def _distance_table(distance: dict[str, Any]) -> list[str]:
+    metrics = list(distance["generated"])
+    return [
+        "| | " + " | ".join(metrics) + " |",
+        "|---" * (len(metrics) + 1) + "|",
+        *[
+            f"| {name} | " + " | ".join(_interval(row[metric]) for metric in metrics) + " |"
+            for name, row in distance.items()
+        ],
+    ]
+
+
+def _interval(estimate: dict[str, Any]) -> str:
+    if estimate["low"] is None:
+        return f"{estimate['mean']:.4f}"
+    return f"{estimate['mean']:.4f} ({estimate['low']:.4f} to {estimate['high']:.4f})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -31,12 +32,19 @@ from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
 from generators.card import grid_image, write_card
 from generators.denoiser import read_card, read_denoiser, write_denoiser
-from generators.label import write_teacher
-from generators.quality import generated_to_real
+from generators.label import read_teacher, read_teacher_card, write_teacher
+from generators.quality import (
+    Protocol,
+    cross_test,
+    image_distance,
+    label_agreement,
+    memorisation,
+)
 from generators.sample import SamplerConfig, distilled_sampler, noise_of_ids, solve, to_uint8
 from generators.sources import LabelledImages, npz_parts, read_npz
 from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
 
+SHIPPED = Path(__file__).resolve().parent / "weights"
 GUIDED = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)  # draws the grids of snapshots
 
 
@@ -163,7 +171,7 @@ def write_snapshot(
         "train_s": round(state.train_s),
         "hardware": hardware(flags.device),
         "execution": flags.describe(),
-        "init": str(options.init) if options.init else None,
+        "init": options.init.name if options.init else None,
         "recipe": asdict(recipe),
         "sampler": vars(distilled) if distilled else None,
     }
@@ -212,7 +220,7 @@ def run_train_teacher(
         model=PreActResNet18(width=options.width),
         optimizer=SGD(lr=options.lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         schedule=Cosine(warmup_fraction=0.15),
-        augmentation=CropFlip(),
+        augmentation=CropFlip(padding_px=manifest.image_shape[0] // 8),
         n_steps=int(options.n_passes * manifest.n_stream / options.batch_size),
         batch_size=options.batch_size,
         n_test_curve=1_024,
@@ -273,27 +281,64 @@ def fit_classifier(
 
 @dataclass(frozen=True, kw_only=True)
 class QualityOptions:
-    """Train a classifier on generated samples only and test it on real images."""
+    """What a generated data set is worth, on its card and in quality.json."""
 
     data: Path
     """the generated data set"""
     real: Path
-    """a data set of real images, made by `deep-bootstrap import`; its test split is used"""
-    n_train: int = 50_000
-    """samples to train on (as many whole blocks as there are, if fewer)"""
-    n_passes: float = 6.0
-    width: int = 16
+    """a data set of real images, made by `deep-bootstrap import`: stream = training images"""
+    teacher: Path = SHIPPED / "teacher-v1.safetensors"
+    """a classifier of real images: features, agreement"""
+    train_on: tuple[str, ...] = ("generated", "real")
+    """rows of the cross-test table; each is a network to train"""
+    protocol: Protocol = field(default_factory=Protocol)
     execution: Execution = field(default_factory=Execution)
 
 
-def run_quality(options: QualityOptions, flags: Flags) -> Iterator[str]:
-    """Write quality.json and the data card with `cross_test_error.generated_to_real`."""
-    manifest = read_manifest(options.data)
-    result = generated_to_real(
-        options.data, options.real, options.n_train, options.n_passes, options.width, flags
-    )
-    path = options.data / "quality.json"
-    replace_file(path, pretty_json(result))
-    write_card(options.data, manifest)
-    error = result["cross_test_error"]["generated_to_real"]
-    yield f"{path}: error on real test images, trained on generated ones only: {error:.4f}"
+def run_quality(
+    options: QualityOptions, flags: Flags, is_interrupted: Callable[[], bool]
+) -> Iterator[str]:
+    """Write quality.json, closest.png and the data card; finished parts are not done again."""
+    data, real, protocol = options.data, options.real, options.protocol
+    teacher = read_teacher(options.teacher, flags)
+    sets = {"real": real, "generated": data}
+    unknown = set(options.train_on) - set(sets)
+    if unknown:
+        raise ConfigurationError(f"--train-on {sorted(unknown)[0]}: use real, generated or both")
+
+    distance = image_distance(data, real, teacher)
+    kid = distance["generated"]["kid"]["mean"]
+    yield f"KID on the teacher's features: {kid:.4f} (real: {distance['real']['kid']['mean']:.4f})"
+    labels = label_agreement(data, teacher)
+    yield f"the teacher agrees with {labels['agreement']:.3f} of the labels"
+    copies, pictures = memorisation(data, real, teacher)
+    grid = io.BytesIO()
+    grid_image(pictures, n_columns=10).save(grid, format="png")
+    replace_file(data / "closest.png", grid.getvalue())
+
+    errors, n_train = {}, {}
+    for name in options.train_on:
+        control = Control(is_interrupted=is_interrupted)
+        found = cross_test(sets[name], sets, protocol, flags, control)
+        n_train[name] = found["n_train"]
+        for test, error in found["errors"].items():
+            errors[f"{name}_to_{test}"] = error
+            yield f"trained on {name}, tested on {test}: error {error:.4f}"
+
+    card = read_teacher_card(options.teacher)
+    quality = {
+        "schema": 1,
+        "cross_test_error": errors,
+        "n_train": n_train,
+        "n_test": {name: read_manifest(path).n("test") for name, path in sets.items()},
+        "protocol": protocol.describe(flags),
+        "hardware": hardware(flags.device),
+        "real": read_manifest(real).name,
+        "teacher": {"name": options.teacher.stem, "test_error": card["test_error"]},
+        "distance": distance,
+        "labels": labels,
+        "memorisation": copies,
+    }
+    replace_file(data / "quality.json", pretty_json(quality))
+    write_card(data, read_manifest(data))
+    yield f"{data / 'quality.json'}; see {data / 'README.md'}"

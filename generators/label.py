@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
-from torch import nn
+from torch import Tensor, nn
 
 from bootstrap.batch import Normalisation, to_unit_range
 from bootstrap.errors import DataError
@@ -52,10 +52,26 @@ class Teacher:
         self, images: UInt8[np.ndarray, "n height width channel"]
     ) -> Float[np.ndarray, "n classes"]:
         """Class probabilities of each image, float32."""
+        return (self._logits(images) / self.temperature).softmax(dim=1).cpu().numpy()
+
+    @torch.no_grad()
+    def features(
+        self, images: UInt8[np.ndarray, "n height width channel"]
+    ) -> Float[Tensor, "n dim"]:
+        """What the last linear layer sees of each image, float32."""
+        last = [m for m in self.model.modules() if isinstance(m, nn.Linear)][-1]
+        seen: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
+        try:
+            self._logits(images)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def _logits(self, images: np.ndarray) -> Tensor:
         x = torch.from_numpy(images).to(self.flags.torch_device)
         with self.flags.autocast():
-            logits = self.model(self.normalise(to_unit_range(x))).float()
-        return (logits / self.temperature).softmax(dim=1).cpu().numpy()
+            return self.model(self.normalise(to_unit_range(x))).float()
 
 
 def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
@@ -74,15 +90,21 @@ def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     replace(path, save(weights, metadata={"card": json.dumps(card)}))
 
 
-def read_teacher(path: Path, flags: Flags) -> Teacher:
-    """A teacher from a file of `write_teacher`, ready to label; DataError if there is none."""
+def read_teacher_card(path: Path) -> dict[str, Any]:
+    """What `write_teacher` was told; DataError if there is no such file."""
     from safetensors import safe_open
-    from safetensors.torch import load_file
 
     if not path.exists():
         raise DataError(f"{path}: no teacher there; train one with `deep-bootstrap train-teacher`")
     with safe_open(str(path), framework="pt") as file:
-        card = json.loads(file.metadata()["card"])
+        return json.loads(file.metadata()["card"])
+
+
+def read_teacher(path: Path, flags: Flags) -> Teacher:
+    """A teacher from a file of `write_teacher`, ready to label; DataError if there is none."""
+    from safetensors.torch import load_file
+
+    card = read_teacher_card(path)
     weights = load_file(path)
     model = parse_spec(card["model"], MODELS, "model").build(
         tuple(card["image_shape"]), card["n_classes"]

@@ -22,9 +22,11 @@ from generators.commands import (
 from generators.denoiser import DenoiserConfig, read_card, read_denoiser
 from generators.importers import import_npz
 from generators.label import class_of_ids, read_teacher
+from generators.quality import Protocol, memorisation
 from generators.sample import DiffusionSpec
 from generators.toy import ToySource
 from generators.train import DenoiserRecipe
+from generators.write import generate
 
 FLAGS = Flags(device="cpu", precision="fp32", compiled=False, n_threads=1)
 TINY = DenoiserRecipe(
@@ -43,7 +45,7 @@ def never() -> bool:
 def parts(tmp_path_factory):
     """Real images, as far as these tests are concerned: toy images as npz parts."""
     folder, source = tmp_path_factory.mktemp("parts"), ToySource(side=8)
-    for name, start, n in (("train-0", 0, 1_500), ("test", 10_000, 300)):
+    for name, start, n in (("train-0", 2_000_000, 1_500), ("test", 1_000_000, 300)):
         ids = np.arange(start, start + n)
         labels = class_of_ids(ids, 10)
         np.savez(folder / f"{name}.npz", X=source.sample(ids, labels, np.zeros(n, int)), Y=labels)
@@ -136,7 +138,12 @@ def test_the_images_seen_before_are_counted_on_the_card(parts, denoiser, tmp_pat
 def teacher(real, tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     options = TrainTeacherOptions(
-        data=real, weights=folder / "teacher.safetensors", out=folder, width=4, n_passes=2.0
+        data=real,
+        weights=folder / "teacher.safetensors",
+        out=folder,
+        width=8,
+        n_passes=6.0,
+        lr=0.05,
     )
     list(run_train_teacher(options, FLAGS, never))
     return options.weights
@@ -150,13 +157,58 @@ def test_the_error_on_the_teachers_card_is_its_error_on_the_test_images(teacher,
     assert abs((guess != test.labels).mean() - card["test_error"]) < 0.01  # float16 weights
 
 
-def test_quality_writes_the_error_on_real_images_onto_the_card(real, tmp_path):
-    from generators.write import generate
+@pytest.fixture(scope="module")
+def judged(real, teacher, tmp_path_factory):
+    """A generated data set (toy images again) with its quality measured."""
+    folder = tmp_path_factory.mktemp("judged") / "toy"
+    generate(ToySource(side=8), folder, {"test": 300, "stream": 1_024})
+    list(run_quality(quality_options(folder, real, teacher), FLAGS, never))
+    return folder
 
-    generate(ToySource(side=8), tmp_path, {"test": 300, "stream": 1_024})
-    options = QualityOptions(data=tmp_path, real=real, n_train=1_024, n_passes=2.0, width=4)
-    list(run_quality(options, FLAGS))
-    quality = json.loads((tmp_path / "quality.json").read_bytes())
-    error = quality["cross_test_error"]["generated_to_real"]
-    assert f"**{error:.3f}**" in (tmp_path / "README.md").read_text()
-    assert 0 < error < 1
+
+def quality_options(data, real, teacher):
+    protocol = Protocol(n_train=1_024, n_passes=4.0, width=8, batch_size=16, lr=0.05)
+    return QualityOptions(data=data, real=real, teacher=teacher, protocol=protocol)
+
+
+def test_quality_fills_the_cross_test_table(judged):
+    errors = json.loads((judged / "quality.json").read_bytes())["cross_test_error"]
+    worlds = ("real", "generated")
+    assert set(errors) == {f"{a}_to_{b}" for a in worlds for b in worlds}
+    assert all(0 < error < 0.9 for error in errors.values())  # guessing has 0.9
+    card = (judged / "README.md").read_text()
+    assert all(f"{error:.3f}" in card for error in errors.values())
+
+
+def test_sets_of_one_distribution_look_alike_to_the_teacher(judged):
+    quality = json.loads((judged / "quality.json").read_bytes())
+    kid = quality["distance"]["generated"]["kid"]["mean"]
+    assert abs(kid) < 0.02
+    assert abs(quality["labels"]["agreement"] - (1 - quality["teacher"]["test_error"])) < 0.1
+
+
+def test_a_copy_of_the_training_images_is_called_one(judged, real, teacher, tmp_path):
+    train = Pool(real, "stream").first(1_024)
+    report, pictures = memorisation_of(train, real, teacher, tmp_path)
+    assert report["duplicates"]["exact_in_real_train"] == 1_024
+    assert report["pixels"]["fraction_close"] == 1.0
+    assert pictures.shape == (40, 8, 8, 3)
+    honest = json.loads((judged / "quality.json").read_bytes())["memorisation"]
+    assert honest["duplicates"]["exact_in_real_train"] == 0
+    assert honest["pixels"]["fraction_close"] < 0.05
+
+
+def memorisation_of(columns, real, teacher, folder):
+    parts = folder / "parts"
+    parts.mkdir()
+    np.savez(parts / "train-0.npz", X=columns.images, Y=columns.labels)
+    np.savez(parts / "test.npz", X=columns.images, Y=columns.labels)
+    import_npz(parts, folder / "copies", name="copies", test_pattern="test.npz")
+    return memorisation(folder / "copies", real, read_teacher(teacher, FLAGS))
+
+
+def test_measuring_again_trains_nothing_again(judged, real, teacher):
+    before = {p: p.stat().st_mtime_ns for p in judged.rglob("*.safetensors")}
+    list(run_quality(quality_options(judged, real, teacher), FLAGS, never))
+    assert before
+    assert {p: p.stat().st_mtime_ns for p in judged.rglob("*.safetensors")} == before
