@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from bootstrap.augment import CropFlip
+from bootstrap.batch import Normalisation
 from bootstrap.checkpoint import keep_latest, read_latest, write_checkpoint
 from bootstrap.environment import hardware
 from bootstrap.errors import ConfigurationError, Interrupted
@@ -29,16 +31,24 @@ from bootstrap.pair import run_real
 from bootstrap.pool import Pool, concatenate
 from bootstrap.recipe import Recipe
 from bootstrap.runlog import load_run, real_name
-from bootstrap.shards import read_manifest
+from bootstrap.shards import Manifest, read_manifest
 from generators.card import grid_image, write_card
 from generators.denoiser import read_card, read_denoiser, write_denoiser
-from generators.label import read_teacher, read_teacher_card, write_teacher
+from generators.label import (
+    Teacher,
+    fit_temperature,
+    read_teacher,
+    read_teacher_card,
+    write_teacher,
+)
+from generators.metrics import in_batches
 from generators.quality import (
     Protocol,
     cross_test,
     image_distance,
     label_agreement,
     memorisation,
+    read_first,
 )
 from generators.sample import SamplerConfig, distilled_sampler, noise_of_ids, solve, to_uint8
 from generators.sources import LabelledImages, npz_parts, read_npz
@@ -258,6 +268,7 @@ def fit_classifier(
     last = run.rows(0, name)[-1]
     model = recipe.model.build(manifest.image_shape, manifest.n_classes)
     model.load_state_dict(load_file(folder / "seed-0" / f"{name}.safetensors"))
+    temperature = held_out_temperature(data, manifest, model, flags)
     card: dict[str, Any] = {
         "model": recipe.to_json()["model"],
         "recipe": recipe.to_json(),
@@ -266,6 +277,8 @@ def fit_classifier(
         "mean": manifest.mean,
         "deviation": manifest.deviation,
         "data": manifest.name,
+        "temperature": temperature,
+        "n_calibration": manifest.n("reference"),
         "test_error": last["test_error"],
         "n_test": manifest.n("test"),
         "wall_s": round(last["wall_s"]),
@@ -275,8 +288,19 @@ def fit_classifier(
     write_teacher(weights, model, card)
     yield (
         f"{weights}: test error {last['test_error']:.4f} on {manifest.n('test'):,} images,"
-        f" {last['wall_s']:.0f} s"
+        f" temperature {temperature:.2f}, {last['wall_s']:.0f} s"
     )
+
+
+def held_out_temperature(data: Path, manifest: Manifest, model: nn.Module, flags: Flags) -> float:
+    """The temperature that fits the reference split best; 1 if there is none."""
+    if not manifest.n("reference"):
+        return 1.0
+    model = model.to(flags.torch_device).to(memory_format=torch.channels_last).eval()
+    normalise = Normalisation.of(manifest.mean, manifest.deviation, flags.torch_device)
+    held_out = read_first(data, "reference")
+    logits = in_batches(Teacher(model, normalise, flags).logits, held_out.images)
+    return fit_temperature(logits, torch.from_numpy(held_out.labels))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
+from scipy.optimize import minimize_scalar
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from bootstrap.batch import Normalisation, to_unit_range
 from bootstrap.errors import DataError
@@ -44,15 +46,14 @@ class Teacher:
     model: nn.Module
     normalise: Normalisation
     flags: Flags
-    sha256: str
+    sha256: str = ""
     temperature: float = 1.0
 
-    @torch.no_grad()
     def probabilities(
         self, images: UInt8[np.ndarray, "n height width channel"]
     ) -> Float[np.ndarray, "n classes"]:
-        """Class probabilities of each image, float32."""
-        return (self._logits(images) / self.temperature).softmax(dim=1).cpu().numpy()
+        """Calibrated class probabilities of each image, float32."""
+        return (self.logits(images) / self.temperature).softmax(dim=1).cpu().numpy()
 
     @torch.no_grad()
     def features(
@@ -63,21 +64,38 @@ class Teacher:
         seen: list[Tensor] = []
         hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].float()))
         try:
-            self._logits(images)
+            self.logits(images)
         finally:
             hook.remove()
         return seen[0]
 
-    def _logits(self, images: np.ndarray) -> Tensor:
+    @torch.no_grad()
+    def logits(
+        self, images: UInt8[np.ndarray, "n height width channel"]
+    ) -> Float[Tensor, "n classes"]:
+        """Uncalibrated logits of each image, float32."""
         x = torch.from_numpy(images).to(self.flags.torch_device)
         with self.flags.autocast():
             return self.model(self.normalise(to_unit_range(x))).float()
 
 
+def fit_temperature(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> float:
+    """The divisor of the logits with the least cross-entropy (Guo et al. 2017).
+
+    Fit it on images that the network was not trained on.
+    """
+    exact = logits.double()
+
+    def loss(log_t: float) -> float:
+        return float(cross_entropy(exact / np.exp(log_t), labels))
+
+    return float(np.exp(minimize_scalar(loss, bounds=(-3, 3), method="bounded").x))
+
+
 def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
     """Save weights as float16 safetensors.
 
-    `card` holds model, image_shape, n_classes, mean and deviation.
+    `card` holds model, image_shape, n_classes, mean, deviation and temperature.
     """
     from safetensors.torch import save
 
