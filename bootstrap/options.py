@@ -61,7 +61,7 @@ class GenerateOptions:
     n: int | None = None
     """stream images (rounded up to blocks of 1,024), instead of the preset's"""
     source: str | None = None
-    """e.g. toy(side=8) or diffusion(weights='small-v1.safetensors', n_steps=8)"""
+    """e.g. toy(side=8) or diffusion(weights='FILE', solver='dpm++', n_steps=8, guidance=2.0)"""
     labels: str | None = None
     """conditional, teacher or agree"""
     teacher: Path | None = None

@@ -13,17 +13,24 @@ from bootstrap.errors import ConfigurationError, DataError
 from bootstrap.execution import Flags
 from bootstrap.spec import parse_spec
 from generators.label import read_teacher
+from generators.pipeline import PipelineSpec
 from generators.sample import DiffusionSpec
 from generators.toy import ToySource
 from generators.write import REDRAW_N, Labelling, Source, label_and_sample
 
-SOURCES: dict[str, type] = {"toy": ToySource, "diffusion": DiffusionSpec}
+SOURCES: dict[str, type] = {
+    "toy": ToySource,
+    "diffusion": DiffusionSpec,
+    "pipeline": PipelineSpec,
+}
 
 
 def build_source(text: str, shipped: Path, flags: Flags) -> Source:
     """The source that `text` names; `shipped` is the folder of the package's own weights."""
     spec = parse_spec(text, SOURCES, "source")
-    return spec.build(shipped, flags) if isinstance(spec, DiffusionSpec) else spec
+    if isinstance(spec, DiffusionSpec):
+        return spec.build(shipped, flags)
+    return spec.build(flags) if isinstance(spec, PipelineSpec) else spec
 
 
 def build_labelling(mode: str, teacher: Path, flags: Flags) -> Labelling:

@@ -5,10 +5,11 @@ Batches always have the same shape, so an image does not depend on what it is sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -104,11 +105,11 @@ def solve(
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionSpec:
-    """A diffusion source as text, e.g. diffusion(weights='small-v1.safetensors', n_steps=8)."""
+    """A diffusion source as text; `diffusion()` draws from the shipped weights in their own way."""
 
-    weights: str = "small-v1.safetensors"  # a path, or a name among the shipped weights
-    solver: str = "dpm++"
-    n_steps: int = 8
+    weights: str = "small-v2.safetensors"  # a path, or a name among the shipped weights
+    solver: str = "euler"
+    n_steps: int = 4
     guidance: float = 1.0
     shift: float = 1.0
     seed: int = 0
@@ -139,6 +140,7 @@ class DiffusionSpec:
 class DiffusionSource:
     """Images of a denoiser with fixed weights."""
 
+    has_classes: ClassVar = True
     path: Path
     config: SamplerConfig
     flags: Flags
@@ -187,35 +189,51 @@ class DiffusionSource:
         labels: Int[np.ndarray, " n"],
         attempts: Int[np.ndarray, " n"],
     ) -> UInt8[np.ndarray, "n height width channel"]:
-        """The image of each (id, label, attempt), in batches of one fixed shape."""
-        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        for start in range(0, len(ids), SAMPLE_BATCH):
-            rows = slice(start, min(start + SAMPLE_BATCH, len(ids)))
-            images[rows] = self._sample_batch(ids[rows], labels[rows], attempts[rows])
-        return images
+        """The image of each (id, label, attempt)."""
 
-    def _sample_batch(
-        self, ids: np.ndarray, labels: np.ndarray, attempts: np.ndarray
-    ) -> np.ndarray:
-        n, device = len(ids), self.flags.torch_device
+        def draw(noise: Tensor, label: Tensor, flags: Flags) -> Tensor:
+            return solve(self.denoiser, noise, label, self.config, flags)
+
+        return draw_images(draw, ids, labels, attempts, self.image_shape, self.seed, self.flags)
+
+
+Draw = Callable[[Tensor, Tensor, Flags], Tensor]  # (noise, labels, flags) -> images in [-1, 1]
+
+
+def draw_images(
+    draw: Draw,
+    ids: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " n"],
+    attempts: Int[np.ndarray, " n"],
+    image_shape: tuple[int, int, int],
+    seed: int,
+    flags: Flags,
+) -> UInt8[np.ndarray, "n height width channel"]:
+    """The image of each (id, label, attempt), in batches of one fixed shape.
+
+    What is not finite is drawn once more in full precision; NumericError if that does not help.
+    """
+    images = np.empty((len(ids), *image_shape), dtype=np.uint8)
+    exact = replace(flags, precision="fp32")
+    for start in range(0, len(ids), SAMPLE_BATCH):
+        rows = slice(start, min(start + SAMPLE_BATCH, len(ids)))
+        n = rows.stop - start
         padded = [
-            np.concatenate([a, np.repeat(a[:1], SAMPLE_BATCH - n)]) for a in (ids, labels, attempts)
+            np.concatenate([a[rows], np.repeat(a[start : start + 1], SAMPLE_BATCH - n)])
+            for a in (ids, labels, attempts)
         ]
-        noise = torch.from_numpy(
-            noise_of_ids(padded[0], padded[2], self.image_shape, self.seed)
-        ).to(device)
-        label = torch.from_numpy(padded[1]).to(device)
-        x = solve(self.denoiser, noise, label, self.config, self.flags)[:n]
-        if not torch.isfinite(x).all():  # bf16 may have overflowed: once more, in full precision
-            exact = replace(self.flags, precision="fp32")
-            again = solve(self.denoiser, noise, label, self.config, exact)[:n]
-            x = torch.where(is_finite(x)[:, None, None, None], x, again)
+        noise = torch.from_numpy(noise_of_ids(padded[0], padded[2], image_shape, seed))
+        noise, label = noise.to(flags.torch_device), torch.from_numpy(padded[1])
+        label = label.to(flags.torch_device)
+        x = draw(noise, label, flags)[:n]
+        if not torch.isfinite(x).all():  # bf16 may have overflowed
+            x = torch.where(is_finite(x)[:, None, None, None], x, draw(noise, label, exact)[:n])
         is_bad = ~is_finite(x)
         if is_bad.any():
-            raise NumericError(
-                f"ids {ids[is_bad.cpu().numpy()].tolist()}: the sampler returned NaN or infinity"
-            )
-        return to_uint8(x)
+            bad = ids[rows][is_bad.cpu().numpy()].tolist()
+            raise NumericError(f"ids {bad}: the sampler returned NaN or infinity")
+        images[rows] = to_uint8(x)
+    return images
 
 
 def is_finite(x: Float[Tensor, "n channel height width"]) -> Bool[Tensor, " n"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -28,6 +28,7 @@ N_WAVES = 6  # plane waves in a prototype
 class ToySource:
     """Labelled images of `side` pixels; `noise` is the deviation of each pixel, in [0, 1] units."""
 
+    has_classes: ClassVar = True
     side: int = 8
     n_channels: int = 3
     n_classes: int = 10

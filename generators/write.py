@@ -54,6 +54,11 @@ class Source(Protocol):
         ...
 
     @property
+    def has_classes(self) -> bool:
+        """Whether it draws the class it is asked for; if not, labels must come from a teacher."""
+        ...
+
+    @property
     def seed(self) -> int:
         """The seed of classes and noise."""
         ...
@@ -107,6 +112,11 @@ def generate(
     ConfigurationError if the folder was made in another way, naming the keys that differ;
     Interrupted at a shard's end when asked to stop.
     """
+    if labelling.mode != "teacher" and not source.has_classes:
+        raise ConfigurationError(
+            f"{source.name} draws no classes, so labels={labelling.mode!r} mean nothing;"
+            " use --labels teacher"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     provenance = {**source.provenance(), "labels": labelling.provenance()}
     with locked(folder):

@@ -66,7 +66,9 @@ def test_compiled_in_bf16_frequent_stops_change_nothing(data, pair, tmp_path):
 def shipped():
     torch._dynamo.reset()
     flags = resolve_flags("cpu", family="denoiser")
-    return build_source("diffusion(weights='small-v1.safetensors', n_steps=4)", WEIGHTS, flags)
+    return build_source(
+        "diffusion(weights='small-v2.safetensors', solver='euler', n_steps=4)", WEIGHTS, flags
+    )
 
 
 def sample(source, ids, label):

@@ -11,7 +11,7 @@ FILES = sorted(WEIGHTS.glob("*.safetensors"))
 
 
 def test_a_denoiser_ships():
-    assert WEIGHTS / "small-v1.safetensors" in FILES
+    assert WEIGHTS / "small-v2.safetensors" in FILES
 
 
 def test_all_weights_together_are_at_most_20_mb():
@@ -24,10 +24,10 @@ def test_every_file_of_weights_has_a_card(path):
 
 
 def test_the_card_and_the_file_agree_on_the_images_seen():
-    seen = read_card(WEIGHTS / "small-v1.safetensors")["images_seen"]
-    assert f"{seen:,} images" in (WEIGHTS / "small-v1.md").read_text()
+    seen = read_card(WEIGHTS / "small-v2.safetensors")["images_seen"]
+    assert f"{seen:,} images" in (WEIGHTS / "small-v2.md").read_text()
 
 
 def test_the_shipped_denoiser_draws_cifar_10():
-    config = read_denoiser(WEIGHTS / "small-v1.safetensors").config
+    config = read_denoiser(WEIGHTS / "small-v2.safetensors").config
     assert (config.image_shape, config.n_classes) == ((32, 32, 3), 10)
