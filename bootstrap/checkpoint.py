@@ -8,29 +8,42 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from bootstrap.errors import StorageError
 from bootstrap.files import pretty_json, replace, sha256_hex
 
 log = logging.getLogger(__name__)
 N_KEPT = 2
+RETRY_AFTER_S = (1.0, 5.0)  # a network disk may come back
 
 
 def write_checkpoint(
     folder: Path, name: str, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]
 ) -> None:
-    """Save `tensors` and `meta` (JSON values) as the checkpoint of `step`."""
+    """Save `tensors` and `meta` (JSON values) as the checkpoint of `step`.
+
+    A disk that fails is tried again after a pause; StorageError if that does not help.
+    """
     body = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
-    replace(folder / f"{name}-{step}.safetensors", body)
-    replace(
-        folder / f"{name}-{step}.json",
-        pretty_json({"sha256": sha256_hex(body), "step": step, "meta": meta}),
-    )
+    record = pretty_json({"sha256": sha256_hex(body), "step": step, "meta": meta})
+    for pause_s in (*RETRY_AFTER_S, None):
+        try:
+            replace(folder / f"{name}-{step}.safetensors", body)
+            replace(folder / f"{name}-{step}.json", record)
+            return
+        except StorageError as error:
+            if pause_s is None:
+                raise
+            log.warning("%s: trying again in %g s", error, pause_s)
+            time.sleep(pause_s)
 
 
 def read_checkpoint(
@@ -46,7 +59,7 @@ def read_checkpoint(
         return load(body), record["meta"]
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         log.warning("checkpoint %s is corrupt (%s); it is ignored", record_path, error)
         return None
 

@@ -73,8 +73,9 @@ def _generate(
     accept_new_bytes: bool,
     dry_run: bool,
 ) -> None:
+    from bootstrap.files import check_space
     from bootstrap.shards import read_manifest
-    from generators.build import check_space, images_per_s
+    from generators.build import images_per_s, n_bytes_of
     from generators.card import write_card
     from generators.toy import ToySource
     from generators.write import generate, n_missing
@@ -89,7 +90,7 @@ def _generate(
         held = ", ".join(f"{split} {manifest.n(split):,}" for split in sizes)
         print(f"{folder}: complete, {held}; nothing to do")
         return
-    check_space(folder, n, source.image_shape)
+    check_space(folder, n_bytes_of(n, source.image_shape))
     _say(f"{folder}: {n:,} images to make ({flags.describe()})")
     if n >= MIN_ESTIMATED_N:
         rate = images_per_s(source, labelling)

@@ -42,3 +42,9 @@ class Interrupted(BootstrapError):
     """Stopped on request after saving; the same command goes on (exit 75)."""
 
     exit_code = 75
+
+
+class StorageError(BootstrapError, OSError):
+    """The disk is full or fails (exit 75); once that is mended the same command goes on."""
+
+    exit_code = 75

@@ -8,34 +8,84 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from bootstrap.errors import StorageError
+
 
 def publish(path: Path, content: bytes) -> None:
-    """Make `content` appear at `path` whole, once; FileExistsError if another writer was first."""
-    temporary = Path(_write_beside(path, content))
-    try:
-        os.link(temporary, path)  # unlike replace, link fails when the name is taken
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if path.exists():
-            raise FileExistsError(path) from None
-        os.rename(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    """Make `content` appear at `path` whole, once; FileExistsError if another writer was first.
+
+    StorageError if it cannot be written; then it is not there, and nothing is left beside it.
+    """
+    with storing(path, len(content)):
+        temporary = _write_beside(path, content)
+        try:
+            os.link(temporary, path)  # unlike replace, link fails when the name is taken
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if path.exists():
+                raise FileExistsError(path) from None
+            os.rename(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_folder(path.parent)
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Make `path` hold `content`: readers see the old bytes or the new ones, never a mix."""
-    os.replace(_write_beside(path, content), path)
-    _sync_folder(path.parent)
+    """Make `path` hold `content`: readers see the old bytes or the new ones, never a mix.
+
+    StorageError if it cannot be written; then the old bytes are there.
+    """
+    with storing(path, len(content)):
+        temporary = _write_beside(path, content)
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink()
+            raise
+        _sync_folder(path.parent)
 
 
-def _write_beside(path: Path, content: bytes) -> str:
+@contextmanager
+def storing(path: Path, n_bytes: int) -> Iterator[None]:
+    """Turn an OSError into a StorageError with path, errno, needed and free bytes, and remedy."""
+    try:
+        yield
+    except (FileExistsError, StorageError):
+        raise
+    except OSError as error:
+        why = f"{error.strerror or error} (errno {error.errno})"
+        raise StorageError(
+            f"{path}: cannot be written: {why}; {n_bytes:,} bytes are needed,"
+            f" {free_bytes(path):,} are free; make room or mend the disk, then run the same"
+            " command again"
+        ) from error
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """StorageError if `n_bytes` do not fit the disk that `folder` is on, or will be."""
+    free = free_bytes(folder)
+    if n_bytes > free:
+        raise StorageError(
+            f"{folder}: {n_bytes:,} bytes are needed, {free:,} are free; make room or choose"
+            " another disk, then run the same command again"
+        )
+
+
+def free_bytes(path: Path) -> int:
+    """What is free on the disk of `path`, which need not exist yet."""
+    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    return shutil.disk_usage(there).free
+
+
+def _write_beside(path: Path, content: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.tmp-{os.getpid()}-")
     try:
@@ -47,7 +97,7 @@ def _write_beside(path: Path, content: bytes) -> str:
     except BaseException:
         os.unlink(temporary)
         raise
-    return temporary
+    return Path(temporary)
 
 
 def _umask() -> int:

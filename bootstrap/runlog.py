@@ -12,6 +12,7 @@ results/FORMAT.md describes them for users.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from bootstrap.errors import DataError
-from bootstrap.files import replace
+from bootstrap.files import replace, storing
 from bootstrap.records import SCHEMA, Record, StepRecord
 
 if TYPE_CHECKING:
@@ -57,12 +58,15 @@ class RowWriter:
         """Append one row; the first of a file carries the schema number."""
         if self._is_new:
             row, self._is_new = {"schema": SCHEMA, **row}, False
-        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+        line = json.dumps(row, allow_nan=False).encode() + b"\n"
+        with storing(self.path, len(line)):
+            self._file.write(line)
 
     def sync(self) -> None:
-        """Flush to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Flush to disk; StorageError if that fails."""
+        with storing(self.path, io.DEFAULT_BUFFER_SIZE):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def __enter__(self) -> RowWriter:
         return self
@@ -73,8 +77,8 @@ class RowWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.sync()
-        self._file.close()
+        with storing(self.path, io.DEFAULT_BUFFER_SIZE), self._file:  # closed whatever happens
+            self.sync()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

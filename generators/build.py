@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from bootstrap.errors import ConfigurationError, DataError
+from bootstrap.errors import ConfigurationError
 from bootstrap.execution import Flags
 from bootstrap.spec import parse_spec
 from generators.label import read_teacher
@@ -51,12 +50,6 @@ def images_per_s(source: Source, labelling: Labelling) -> float:
     return rate
 
 
-def check_space(folder: Path, n: int, image_shape: tuple[int, ...]) -> None:
-    """DataError if `n` images do not fit the disk."""
-    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    needed = int(1.05 * n * (prod(image_shape) + 64))
-    free = shutil.disk_usage(parent).free
-    if needed > free:
-        raise DataError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free; make room"
-        )
+def n_bytes_of(n: int, image_shape: tuple[int, ...]) -> int:
+    """What `n` images take on disk, with their labels, ids, other columns and records."""
+    return int(1.05 * n * (prod(image_shape) + 64))

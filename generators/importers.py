@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from jaxtyping import Int, UInt8
 
 from bootstrap.dataset import check_configuration, collect_manifest
 from bootstrap.errors import ConfigurationError, DataError
-from bootstrap.files import remove_leftovers, sha256_hex
+from bootstrap.files import check_space, remove_leftovers, sha256_hex, storing
 from bootstrap.randomness import Stream, permutation
 from bootstrap.shards import (
     SHARD_N,
@@ -343,11 +342,13 @@ def _plan(split: str, rows: Order) -> list[PlannedShard]:
 def _make(source: Source, missing: list[PlannedShard], out: Path, generator: dict) -> None:
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    _check_space(out, sum(len(shard.rows) for shard in missing) * (2 * source.row_bytes + 16))
+    n_rows = sum(len(shard.rows) for shard in missing)
+    check_space(out, n_rows * (2 * source.row_bytes + 16))  # the shards and a scratch copy
     versions = {"h5py": h5py.__version__, "hdf5": h5py.version.hdf5_version}
     provenance = {**generator, "versions": versions}  # what else the bytes of a shard depend on
     buckets = _buckets(missing, BUCKET_BYTES // source.row_bytes)
-    with tempfile.TemporaryFile(dir=out) as scratch:  # has no name, so even a kill removes it
+    # has no name, so even a kill removes it
+    with storing(out, n_rows * source.row_bytes), tempfile.TemporaryFile(dir=out) as scratch:
         _spill(source, [_rows(bucket) for bucket in buckets], scratch)
         scratch.seek(0)
         for bucket in buckets:
@@ -407,12 +408,3 @@ def _read_images(
 ) -> UInt8[np.ndarray, "n height width channel"]:
     content = scratch.read(n * math.prod(image_shape))
     return np.frombuffer(content, dtype=np.uint8).reshape(n, *image_shape)
-
-
-def _check_space(out: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(out).free
-    if free < n_bytes:
-        raise ConfigurationError(
-            f"{out}: the import needs {n_bytes:,} bytes (shards and a scratch copy), {free:,} are"
-            " free; make room or choose another disk"
-        )

@@ -109,13 +109,16 @@ def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
 
 
 def read_teacher_card(path: Path) -> dict[str, Any]:
-    """What `write_teacher` was told; DataError if there is no such file."""
-    from safetensors import safe_open
+    """What `write_teacher` was told; DataError if there is no such file or it is not a teacher."""
+    from safetensors import SafetensorError, safe_open
 
     if not path.exists():
         raise DataError(f"{path}: no teacher there; train one with `deep-bootstrap train-teacher`")
-    with safe_open(str(path), framework="pt") as file:
-        return json.loads(file.metadata()["card"])
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return json.loads(file.metadata()["card"])
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: not the weights of a teacher ({error!r})") from error
 
 
 def read_teacher(path: Path, flags: Flags) -> Teacher:

@@ -19,6 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from jaxtyping import Bool, Float, Int, UInt8
+from safetensors import SafetensorError
 from torch import Tensor
 
 from bootstrap.environment import hardware
@@ -115,7 +116,7 @@ class DiffusionSpec:
     seed: int = 0
 
     def build(self, shipped: Path, flags: Flags) -> DiffusionSource:
-        """The source; DataError if there are no such weights.
+        """The source; DataError if there are no such weights or it is not a file of weights.
 
         ConfigurationError if they were distilled for another sampler.
         """
@@ -127,7 +128,10 @@ class DiffusionSpec:
         config = SamplerConfig(
             solver=self.solver, n_steps=self.n_steps, guidance=self.guidance, shift=self.shift
         )
-        distilled = read_card(path).get("sampler")
+        try:
+            distilled = read_card(path).get("sampler")
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{path}: not the weights of a denoiser ({error!r})") from error
         if distilled and distilled != vars(config):
             raise ConfigurationError(
                 f"{path.name} was distilled for one sampler: use solver={distilled['solver']!r},"

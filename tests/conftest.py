@@ -1,10 +1,11 @@
-"""What the tests share: the flags of a plain machine and one tiny toy data set."""
+"""What the tests share: the flags of a plain machine, a tiny toy data set, the command line."""
 
 from pathlib import Path
 
 import pytest
 import torch
 
+from bootstrap.cli import main
 from bootstrap.execution import Flags
 from generators.toy import ToySource
 from generators.write import generate
@@ -26,3 +27,19 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "toy"
     generate(ToySource(side=8), folder, {"test": 512, "reference": 256, "stream": 2_048})
     return folder
+
+
+@pytest.fixture
+def deep_bootstrap(monkeypatch, capsys):
+    """Run the command line in this process; returns (exit code, stdout, stderr)."""
+
+    def run(*words):
+        monkeypatch.setattr("sys.argv", ["deep-bootstrap", *map(str, words)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return run

@@ -1,13 +1,17 @@
 """A checkpoint is whole or not there, and resuming from it is as if there had been no stop."""
 
+import errno
 import json
 import logging
+import os
+import pathlib
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from bootstrap.checkpoint import (
+    RETRY_AFTER_S,
     checkpoint_steps,
     keep_latest,
     load_optimizer_tensors,
@@ -19,6 +23,8 @@ from bootstrap.checkpoint import (
     without_prefix,
     write_checkpoint,
 )
+from bootstrap.errors import StorageError
+from bootstrap.files import sha256_hex
 from bootstrap.models import PreActResNet18
 from bootstrap.optimizers import SGD, AdamW
 
@@ -192,3 +198,92 @@ def test_removing_a_checkpoint_that_is_not_there_is_no_error(tmp_path):
     write(tmp_path, 1)
     remove_checkpoint(tmp_path, "trunk", 2)
     assert checkpoint_steps(tmp_path, "trunk") == [1]
+
+
+# A disk that fails
+
+
+def failing(monkeypatch, n_failures):
+    """Let the first syncs fail, as a full disk does; returns the pauses that were made."""
+    fsync, left, pauses = os.fsync, [n_failures], []
+
+    def sync(handle):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr("time.sleep", pauses.append)
+    return pauses
+
+
+def test_a_disk_that_fails_for_a_while_is_tried_again(tmp_path, monkeypatch, caplog):
+    pauses = failing(monkeypatch, len(RETRY_AFTER_S))
+    write(tmp_path, 3)
+    assert tuple(pauses) == RETRY_AFTER_S
+    assert caplog.text.count("errno 28") == len(RETRY_AFTER_S)
+    assert read_latest(tmp_path, "trunk")[1]["step"] == 3
+
+
+def test_a_disk_that_stays_full_ends_with_exit_75_and_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
+    write(tmp_path, 3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    failing(monkeypatch, 1_000)
+    with pytest.raises(StorageError, match=r"trunk-6\.safetensors: cannot be written") as caught:
+        write(tmp_path, 6)
+    assert caught.value.exit_code == 75
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert read_latest(tmp_path, "trunk")[1]["step"] == 3
+
+
+# A pickle where tensors should be
+
+
+class Payload:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (self.marker,))
+
+
+@pytest.fixture
+def pickled(tmp_path):
+    """A file as torch.save writes it, that runs code when it is unpickled, and what that makes."""
+    marker = tmp_path / "was-run"
+    torch.save({"weight": Payload(marker)}, tmp_path / "evil.pt")
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert marker.exists()  # it would run
+    marker.unlink()
+    yield tmp_path / "evil.pt"
+    assert not marker.exists()
+
+
+def test_a_pickle_is_no_checkpoint_and_is_not_run(pickled, caplog):
+    write(pickled.parent, 3, 6)
+    body = pickled.read_bytes()
+    (pickled.parent / "trunk-6.safetensors").write_bytes(body)
+    record = {"sha256": sha256_hex(body), "step": 6, "meta": {"step": 6}}
+    (pickled.parent / "trunk-6.json").write_text(json.dumps(record))
+    assert read_latest(pickled.parent, "trunk")[1]["step"] == 3
+    assert "is corrupt" in caplog.text
+
+
+def test_a_pickle_is_no_denoiser_and_is_not_run(pickled, deep_bootstrap):
+    at = ("--preset", "smoke", "--data", pickled.parent / "data")
+    source = f"diffusion(weights={str(pickled)!r})"
+    code, _, err = deep_bootstrap("generate", *at, "--source", source)
+    assert code == 3
+    assert "evil.pt: not the weights of a denoiser" in err
+
+
+def test_a_pickle_is_no_teacher_and_is_not_run(pickled, deep_bootstrap):
+    at = ("--preset", "smoke", "--data", pickled.parent / "data")
+    code, _, err = deep_bootstrap("generate", *at, "--labels", "teacher", "--teacher", pickled)
+    assert code == 3
+    assert "evil.pt: not the weights of a teacher" in err

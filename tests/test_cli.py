@@ -6,26 +6,10 @@ import pytest
 import torch
 
 from bootstrap import cli, signals
-from bootstrap.cli import COMMANDS, main, parse_seeds
+from bootstrap.cli import COMMANDS, parse_seeds
 from bootstrap.errors import ConfigurationError, NumericError
 from bootstrap.presets import PRESETS
 from bootstrap.signals import StopRequest
-
-
-@pytest.fixture
-def deep_bootstrap(monkeypatch, capsys):
-    """Run the command line in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["deep-bootstrap", *map(str, words)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from PIL import Image
 from test_sources import write_mnist
 
 from bootstrap.dataset import collect_manifest, normalisation
-from bootstrap.errors import ConfigurationError, DataError
+from bootstrap.errors import ConfigurationError, DataError, StorageError
 from bootstrap.shards import (
     SPLIT_START,
     Columns,
@@ -280,9 +280,8 @@ def test_a_manifest_of_another_configuration_is_refused_though_its_shards_are_go
 
 
 def test_a_full_disk_is_noticed_before_anything_is_written(parts, out, monkeypatch):
-    usage = importers.shutil.disk_usage("/")._replace(free=1_000)
-    monkeypatch.setattr(importers.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ConfigurationError, match=r"needs 1,280,000 bytes.* 1,000 are free"):
+    monkeypatch.setattr("bootstrap.files.free_bytes", lambda path: 1_000)
+    with pytest.raises(StorageError, match=r"1,280,000 bytes are needed, 1,000 are free"):
         import_parts(parts, out)
     assert not list(out.iterdir())
 
@@ -296,6 +295,14 @@ def test_a_label_out_of_range_is_refused_with_file_and_row(tmp_path, out):
     labels[17] = -1
     write_part(parts / "train-1.npz", 1_000, 1_000, labels=labels)
     with pytest.raises(DataError, match=r"train-1\.npz: row 17: label -1"):
+        import_parts(parts, out)
+
+
+def test_labels_that_overflowed_their_type_are_refused_with_the_first_bad_row(tmp_path, out):
+    parts = write_parts(tmp_path / "parts")
+    labels = (np.arange(1_000) % 200).astype(np.int8)  # 128 has become -128
+    write_part(parts / "train-1.npz", 1_000, 1_000, labels=labels)
+    with pytest.raises(DataError, match=r"train-1\.npz: row 128: label -128 is not in 0\.\."):
         import_parts(parts, out)
 
 
