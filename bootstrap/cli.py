@@ -32,6 +32,7 @@ from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
+    from bootstrap.verify import Report
     from generators.write import Labelling, Source
 
 log = logging.getLogger("deep-bootstrap")
@@ -201,10 +202,29 @@ def verify(argv: list[str]) -> None:
 
     if (options.path / "pair.json").exists():
         report = verify_run(options.path)
+    elif options.repair and options.path.is_dir():
+        report = _repair(options.path, options.deep)
     else:
-        report = verify_data(options.path, repair=options.repair)
+        report = verify_data(options.path, deep=options.deep)
     print(report.describe())
     report.raise_if_bad()
+
+
+def _repair(folder: Path, deep: bool) -> Report:
+    """Delete the broken shards of a data set, make them again, and check it again."""
+    from bootstrap.locks import locked
+    from bootstrap.verify import verify_data
+
+    with locked(folder):
+        report = verify_data(folder, deep=deep, repair=True)
+        if not report.problems:
+            return report
+        _say(report.describe())
+        from generators.repair import remake_lost_shards
+
+        for name in remake_lost_shards(folder, WEIGHTS, WEIGHTS / TEACHER):
+            _say(f"{name}: made again")
+        return verify_data(folder, deep=deep)
 
 
 def import_(argv: list[str]) -> None:

@@ -111,8 +111,11 @@ class VerifyOptions:
 
     path: Path
     """a data set or a run"""
+    deep: bool = False
+    """count near-duplicates too: images that another is but for the least bit, or mirrored (not
+    the cropped or recoloured ones for which CIFAR-10's train and test are known)"""
     repair: bool = False
-    """delete what is broken, so that the command that made it can make it again"""
+    """delete the shards that are broken and make them again, if the data set was generated"""
 
 
 @dataclass(frozen=True, kw_only=True)

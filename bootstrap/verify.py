@@ -6,7 +6,6 @@ an order in which every block looks like a draw from the whole.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,11 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, UInt8, UInt64
+from jaxtyping import Float, Int, UInt64
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from scipy import stats
 
+from bootstrap.duplicates import (
+    NearDuplicate,
+    block_means,
+    count_by_split,
+    equal_pairs,
+    hash_images,
+    near_duplicates,
+)
 from bootstrap.errors import DataError
 from bootstrap.files import canonical_json, file_sha256
 from bootstrap.runlog import read_rows
@@ -40,7 +47,7 @@ from bootstrap.worlds import BLOCK, STREAM_START
 MIN_P_VALUE = 1e-6  # below it an order is not taken for an i.i.d. one
 MIN_EXPECTED = 5  # per cell, below which chi-square is not trusted (Cochran 1954)
 N_SHOWN = 5
-REPAIR = "run `deep-bootstrap verify --repair` on the folder, then make it again"
+REPAIR = "run `deep-bootstrap verify --repair` on the folder"
 REMAKE = "run the generate or import command that made the data set again"
 
 
@@ -61,13 +68,17 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a check found; `removed` names the files that repair deleted."""
+    """What a check found; `removed` names the files that repair deleted.
+
+    `near_duplicates` is None if they were not looked for.
+    """
 
     folder: Path
     n_shards: int = 0
     n_samples: dict[str, int]  # per split, or per record file of a run
     problems: tuple[Problem, ...]
     removed: tuple[str, ...] = ()
+    near_duplicates: tuple[NearDuplicate, ...] | None = None
 
     def describe(self) -> str:
         """What was looked at and how it came out, for people; problems are not listed."""
@@ -75,7 +86,11 @@ class Report:
         state = f"{len(self.problems)} problems" if self.problems else "valid"
         lines = [f"{self.folder}: {state}: {counts}"]
         if self.removed:
-            lines.append(f"removed {', '.join(self.removed)}; {REMAKE}")
+            lines.append(f"removed {', '.join(self.removed)}")
+        if self.near_duplicates is not None:
+            where = count_by_split(self.near_duplicates) or "none"
+            lines.append(f"near-duplicates (least bit or mirrored): {where}")
+            lines += [f"  {pair}" for pair in self.near_duplicates[:N_SHOWN]]
         return "\n".join(lines)
 
     def raise_if_bad(self) -> None:
@@ -90,25 +105,27 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedShard:
-    """What later checks need of a shard: 24 bytes an image."""
+    """What later checks need of a shard: 24 bytes an image, 64 more for near-duplicates."""
 
     record: ShardRecord
     labels: Int[np.ndarray, " n"]
     hashes: UInt64[np.ndarray, "n 2"]
+    means: Float[np.ndarray, "n rows columns"] | None
 
 
-def verify_data(folder: Path, *, repair: bool = False) -> Report:
+def verify_data(folder: Path, *, deep: bool = False, repair: bool = False) -> Report:
     """Check every shard of a data set and how they fit together.
 
-    `repair` deletes the shards and commit records that fail on their own, and nothing else: the
-    command that made the data set then makes them again.
+    `deep` looks for near-duplicates too, which are no problem. `repair` deletes the shards and
+    commit records that fail on their own, and nothing else: the command that made the data set
+    then makes them again.
     """
     problems: list[Problem] = []
     manifest = _read_manifest(folder, problems)
     records, failed = _read_records(folder, problems)
     checked = []
     for record in records:
-        found = _check_shard(folder, record, manifest)
+        found = _check_shard(folder, record, manifest, deep=deep)
         if isinstance(found, Problem):
             problems.append(found)
             failed.add(Path(record.name).stem)
@@ -128,6 +145,7 @@ def verify_data(folder: Path, *, repair: bool = False) -> Report:
         n_samples={s: sum(r.n for r in records if r.split == s) for s in SPLIT_START},
         problems=tuple(problems),
         removed=_remove(folder, failed) if repair else (),
+        near_duplicates=_find_near(folder, checked, manifest) if deep else None,
     )
 
 
@@ -260,7 +278,7 @@ def _read_records(folder: Path, problems: list[Problem]) -> tuple[list[ShardReco
 
 
 def _check_shard(
-    folder: Path, record: ShardRecord, manifest: Manifest | None
+    folder: Path, record: ShardRecord, manifest: Manifest | None, *, deep: bool = False
 ) -> CheckedShard | Problem | None:
     """The shard's labels and hashes, or the first thing wrong; None if there is no manifest."""
 
@@ -279,6 +297,7 @@ def _check_shard(
     if manifest is None:
         return None
     labels, hashes, are_all_constant = [], [], True
+    means: list[np.ndarray] = []
     try:
         with closing(ShardReader(folder, record, manifest.image_shape)) as reader:
             for start in range(0, record.n, BLOCK):
@@ -289,12 +308,19 @@ def _check_shard(
                 pixels = rows.images.reshape(len(rows), -1)
                 are_all_constant &= bool((pixels == pixels[:, :1]).all())
                 labels.append(rows.labels)
-                hashes.append(_hash(rows.images))
+                hashes.append(hash_images(rows.images))
+                if deep:
+                    means.append(block_means(rows.images))
     except DataError as error:
         return problem("not a shard of this data set", str(error))
     if are_all_constant:
         return problem("only constant images", "every image has one value in all its pixels")
-    return CheckedShard(record=record, labels=np.concatenate(labels), hashes=np.concatenate(hashes))
+    return CheckedShard(
+        record=record,
+        labels=np.concatenate(labels),
+        hashes=np.concatenate(hashes),
+        means=np.concatenate(means) if deep else None,
+    )
 
 
 def _bad_row(rows: Columns, n_classes: int) -> tuple[int, str] | None:
@@ -310,11 +336,6 @@ def _bad_row(rows: Columns, n_classes: int) -> tuple[int, str] | None:
             row = int(bad.argmax())
             return row, f"{name} {column[row]} of id {rows.ids[row]} is {rule}"
     return None
-
-
-def _hash(images: UInt8[np.ndarray, "n height width channel"]) -> UInt64[np.ndarray, "n 2"]:
-    digests = b"".join(hashlib.blake2b(image, digest_size=16).digest() for image in images)
-    return np.frombuffer(digests, dtype=np.uint64).reshape(-1, 2)
 
 
 def _check_ids(records: list[ShardRecord], split: str) -> list[Problem]:
@@ -383,22 +404,18 @@ def _check_duplicates(shards: list[CheckedShard]) -> list[Problem]:
     """No image may be there twice, in one split or two."""
     if not shards:
         return []
-    hashes = np.concatenate([shard.hashes for shard in shards])
-    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal images stay in order of rows
-    is_again = (hashes[order[1:]] == hashes[order[:-1]]).all(axis=1)
-    again, before = order[1:][is_again], order[:-1][is_again]
+    pairs = equal_pairs(np.concatenate([shard.hashes for shard in shards]))
     starts = np.cumsum([0, *(shard.record.n for shard in shards)])
     problems = []
-    for i in np.argsort(again)[:N_SHOWN]:
-        (shard, row), (first_shard, first_row) = (
-            _locate(shards, starts, int(index[i])) for index in (again, before)
-        )
+    for again, before in pairs[:N_SHOWN]:
+        shard, row = _locate(shards, starts, int(again))
+        first_shard, first_row = _locate(shards, starts, int(before))
         problems.append(
             Problem(
                 what=f"the image of {first_shard.name} row {first_row} again",
                 file=shard.name,
                 row=row,
-                why=f"{len(again)} images are there more than once; fresh samples must be new",
+                why=f"{len(pairs)} images are there more than once; fresh samples must be new",
                 remedy="remove copies from the source and make the data set in another folder",
             )
         )
@@ -410,6 +427,18 @@ def _locate(
 ) -> tuple[ShardRecord, int]:
     shard = int(np.searchsorted(starts, index, side="right")) - 1
     return shards[shard].record, index - int(starts[shard])
+
+
+def _find_near(
+    folder: Path, shards: list[CheckedShard], manifest: Manifest | None
+) -> tuple[NearDuplicate, ...]:
+    """Near-duplicates among the shards that are whole."""
+    if manifest is None or not shards:
+        return ()
+    records = [shard.record for shard in shards]
+    hashes = np.concatenate([shard.hashes for shard in shards])
+    means = np.concatenate([shard.means for shard in shards if shard.means is not None])
+    return near_duplicates(folder, records, manifest.image_shape, hashes, means)
 
 
 def _check_manifest(manifest: Manifest, records: list[ShardRecord]) -> list[Problem]:

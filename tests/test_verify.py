@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from bootstrap.shards import (
     read_manifest,
     read_records,
     record_path,
+    split_stop,
     write_manifest,
 )
 from bootstrap.verify import order_p_values, verify_data, verify_run
@@ -236,6 +238,84 @@ def test_an_image_that_differs_in_one_bit_is_another_image(data):
     columns.images[77, 0, 0, 0] ^= 1
     replace_shard(data, "stream", 2, columns)
     assert problems(data) == []
+
+
+# rows of the first shard of each split, and the seed of its images
+SPLIT_SEEDS = {"test": (50, 100), "reference": (60, 101), "stream": (SHARD, 0)}
+
+
+def plant(folder, split, row, image):
+    """Put an image into a shard of a split, with records to match."""
+    n, seed = SPLIT_SEEDS[split]
+    index = 2 if split == "stream" else 0
+    columns = make_columns(split, n, seed + index, index * SHARD)
+    columns.images[row] = image
+    replace_shard(folder, split, index, columns)
+
+
+@pytest.mark.parametrize("source", SPLIT_SEEDS)
+@pytest.mark.parametrize("target", SPLIT_SEEDS)
+def test_a_planted_image_is_refused_whichever_split_it_is_from_and_in(
+    data, deep_bootstrap, source, target
+):
+    n, seed = SPLIT_SEEDS[source]
+    plant(data, target, 41, make_columns(source, n, seed).images[7])
+    code, _, err = deep_bootstrap("verify", data)
+    assert code == 3
+    assert "1 images are there more than once; fresh samples must be new" in err
+    places = {"test": "test-00000.h5", "reference": "reference-00000.h5"}
+    assert places.get(source, "stream-00000.h5 row 7") in err
+    assert f"{places.get(target, 'stream-00002.h5')} row 41" in err
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        (lambda image: image[:, ::-1], "mirrored"),
+        (lambda image: image ^ 1, "but for the least bit"),
+    ],
+    ids=["mirrored", "least bit"],
+)
+def test_a_planted_near_duplicate_is_counted_and_shown_and_valid(data, deep_bootstrap, change, how):
+    plant(data, "stream", 41, change(make_columns("test", 50, seed=100).images[7]))
+    code, out, _ = deep_bootstrap("verify", data, "--deep")
+    assert code == 0
+    assert "near-duplicates (least bit or mirrored): stream in test 1" in out
+    assert f"  stream id {SPLIT_START['stream'] + 2 * SHARD + 41} is test id 7 {how}" in out
+    assert "near-duplicates" not in deep_bootstrap("verify", data)[1]
+
+
+def test_a_data_set_without_near_duplicates_says_so(data):
+    assert verify_data(data, deep=True).describe().endswith("(least bit or mirrored): none")
+
+
+def test_an_equal_image_is_refused_and_no_near_duplicate(data):
+    plant(data, "stream", 41, make_columns("test", 50, seed=100).images[7])
+    report = verify_data(data, deep=True)
+    assert len(report.problems) == 1
+    assert report.near_duplicates == ()
+
+
+def test_near_duplicates_are_looked_for_in_the_shards_that_are_whole(data):
+    plant(data, "stream", 41, make_columns("test", 50, seed=100).images[7][:, ::-1])
+    flip_byte(data / "stream-00001.h5", 5_000)
+    report = verify_data(data, deep=True)
+    assert [pair.first_id for pair in report.near_duplicates] == [7]
+
+
+def test_only_the_first_near_duplicates_are_shown_but_all_are_counted(data):
+    columns = make_columns("stream", SHARD, 2, 2 * SHARD)
+    columns.images[:8] = make_columns("test", 50, seed=100).images[:8, :, ::-1]
+    replace_shard(data, "stream", 2, columns)
+    text = verify_data(data, deep=True).describe()
+    assert "stream in test 8" in text
+    assert text.count(" is test id ") == 5
+
+
+def test_no_two_splits_can_ever_hold_the_same_id():
+    ranges = sorted((start, split_stop(split)) for split, start in SPLIT_START.items())
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(ranges))
+    assert ranges[0][0] == 0
 
 
 def test_a_shard_written_twice_under_other_ids_is_reported(data):
