@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
@@ -34,8 +34,10 @@ CIFAR10_CLASSES = (
     "truck",
 )
 MAX_CLASSES = 65_536
-# how many times larger than its file an array may be; deflate's bound follows from its code lengths
+# how many times larger than its packed bytes an array can be; deflate's bound lies in its codes
 MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1_032}
+# a few sorted labels come near that bound, but no large array of images or labels does
+BOMB_RATIO, BOMB_BYTES = 200, 1 << 26
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -141,14 +143,22 @@ def _npy_header(
     archive: zipfile.ZipFile, key: str, archive_bytes: int
 ) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array, checked against what the archive holds before any is read."""
-    if f"{key}.npy" not in archive.namelist():
+    names = archive.namelist()
+    outside = [name for name in names if name.startswith("/") or ".." in PurePosixPath(name).parts]
+    if outside:  # nothing is ever unpacked, but this is not an archive of numpy's
+        raise ValueError(f"member {outside[0]!r} names a path outside the archive")
+    if f"{key}.npy" not in names:
         raise ValueError(f"no array {key}; parts hold X (images) and Y (labels)")
     member = archive.getinfo(f"{key}.npy")
     if member.compress_type not in MAX_RATIO:
         raise ValueError(f"{key} is compressed in a way that numpy does not write")
-    # a part on disk cannot expand to more than this, so a larger size is a lie
-    if member.file_size > MAX_RATIO[member.compress_type] * archive_bytes:
-        raise ValueError(f"{key} claims {member.file_size} bytes, more than the file can hold")
+    packed = max(1, min(member.compress_size, archive_bytes))  # the directory may lie about both
+    ratio, is_large = member.file_size / packed, member.file_size > BOMB_BYTES
+    if ratio > MAX_RATIO[member.compress_type] or (ratio > BOMB_RATIO and is_large):
+        raise ValueError(
+            f"{key} claims {member.file_size} bytes, {ratio:,.0f} times what is stored, which is a"
+            " lie or a bomb; save honest arrays with np.savez"
+        )
     with archive.open(member) as file:
         shape, is_fortran, dtype = _read_header(file)
         n_bytes = member.file_size - file.tell()

@@ -152,7 +152,8 @@ MALFORMED = {
     "fortran order": ({"X": npy(np.asfortranarray(make_rows()[0])), "Y": Y}, "Fortran order"),
     "no labels": ({"X": X}, "no array Y"),
     "no images": ({"Y": Y}, "no array X"),
-    "only a name outside": ({"../X": X, "Y": Y}, "no array X"),
+    "a name outside": ({"../X": X, "Y": Y}, r"'\.\./X\.npy' names a path outside"),
+    "an absolute name": ({"X": X, "Y": Y, "/etc/Z": X}, "'/etc/Z.npy' names a path outside"),
     "float images": ({"X": npy(make_rows()[0] / 255), "Y": Y}, "X is float64"),
     "flat images": ({"X": npy(make_rows()[0].reshape(N, -1)), "Y": Y}, r"X is uint8 \(50, 192\)"),
     "no rows": ({"X": npy(make_rows(0)[0]), "Y": npy(make_rows(0)[1])}, r"X is uint8 \(0, 8"),
@@ -186,6 +187,37 @@ def test_a_size_that_the_file_cannot_hold_is_refused(tmp_path):
     path.write_bytes(content[:position] + lie + content[position + 4 :])
     with pytest.raises(DataError, match="claims 4294967280 bytes"):
         NpzPart.open(path)
+
+
+def write_bomb(path, key, n_mib):
+    """An archive whose `key` is zeros: deflate packs them to a thousandth."""
+    shape = (n_mib << 20, 1, 1, 1) if key == "X" else (n_mib << 17,)
+    header = {"descr": "|u1" if key == "X" else "<i8", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        if key == "Y":
+            archive.writestr("X.npy", X)
+        with archive.open(f"{key}.npy", "w") as member:
+            member.write(npy(header=header))
+            for _ in range(n_mib):
+                member.write(bytes(1 << 20))
+        if key == "X":
+            archive.writestr("Y.npy", Y)
+    return path
+
+
+@pytest.mark.parametrize("key", ["X", "Y"])
+def test_an_array_of_a_thousand_times_its_packed_size_is_refused(tmp_path, key):
+    path = write_bomb(tmp_path / "part.npz", key, n_mib=65)
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=rf"{key} claims 6815\d+ bytes.* a lie or a bomb"):
+        NpzPart.open(path)
+
+
+def test_sorted_labels_that_pack_well_are_read(tmp_path):
+    labels = np.arange(1 << 20) * 10 >> 20
+    images = np.random.default_rng(0).integers(0, 256, (1 << 20, 1, 1, 1), dtype=np.uint8)
+    np.savez_compressed(tmp_path / "part.npz", X=images, Y=labels)
+    np.testing.assert_array_equal(NpzPart.open(tmp_path / "part.npz").labels(), labels)
 
 
 def test_a_compression_that_numpy_does_not_write_is_refused(tmp_path):
