@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from scipy.special import logsumexp, softmax
 
+from bootstrap.errors import ConfigurationError
 from bootstrap.randomness import Stream, normals, uniforms
 from generators.label import class_of_ids
 
@@ -35,6 +36,19 @@ class ToySource:
     n_modes: int = 2
     noise: float = 0.12
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("side", 1),
+            ("n_classes", 2),
+            ("n_modes", 1),
+            ("noise", 0),
+            ("seed", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.n_channels not in (1, 3):
+            raise ConfigurationError(f"n_channels={self.n_channels} must be 1 (grey) or 3 (colour)")
 
     @property
     def name(self) -> str:

@@ -81,6 +81,31 @@ def test_an_unknown_model_gets_a_suggestion(deep_bootstrap):
     assert "preresnet18" in out + err
 
 
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("toy(sied=8)", "did you mean 'side'?"),
+        ("toi", "did you mean 'toy'?"),
+        ("toy(side='8')", "must be a int"),
+        ("toy(noise=True)", "must be a float"),
+        ("toy(side=open('was-run', 'w'))", "arguments must be literals"),
+        ("toy(side=0)", "side=0"),
+        ("toy(n_channels=2)", "n_channels=2"),
+        ("toy(n_classes=1)", "n_classes=1"),
+        ("toy(noise=-0.1)", "noise=-0.1"),
+        ("diffusion(solver='heum')", "use one of"),
+    ],
+)
+def test_a_source_that_cannot_be_exits_2_and_makes_nothing(
+    deep_bootstrap, tmp_path, monkeypatch, source, why
+):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = deep_bootstrap("generate", "--preset", "smoke", "--source", source)
+    assert code == 2
+    assert why in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("n", ["0", "-5"])
 def test_a_stream_of_no_images_exits_2(deep_bootstrap, tmp_path, n):
     code, _, err = deep_bootstrap("generate", "--preset", "smoke", "--data", tmp_path, "--n", n)
