@@ -1,7 +1,8 @@
 """Runs a job and kills itself (SIGKILL) at a given call: `kill_child.py JOB FOLDER FUNCTION CALL`.
 
 FUNCTION is `module:name` of something the job calls; CALL counts from 1, 0 means never. `@after` at
-its end lets the call happen first.
+its end lets the call happen first. With FUNCTION `announce` the job prints the phase that begins,
+for a parent that kills when it likes.
 """
 
 import importlib
@@ -31,6 +32,29 @@ def kill_at(target: str, call: int) -> None:
     setattr(module, attribute, wrapped)
 
 
+PHASES = {
+    "sampling": "generators.write:label_and_sample",
+    "building": "bootstrap.shards:build_shard",
+    "publishing": "bootstrap.shards:publish",  # a shard, then its record
+}
+
+
+def announce_phases() -> None:
+    for phase, target in PHASES.items():
+        module_name, _, attribute = target.partition(":")
+        module = importlib.import_module(module_name)
+        setattr(module, attribute, announced(phase, getattr(module, attribute)))
+
+
+def announced(phase, original):
+    def wrapped(*args, **kwargs):
+        is_record = phase == "publishing" and args[0].suffix == ".json"
+        print("recording" if is_record else phase, flush=True)
+        return original(*args, **kwargs)
+
+    return wrapped
+
+
 def generate_job(folder: Path) -> None:
     from test_write import SIZES, SOURCE
 
@@ -55,6 +79,8 @@ def compare_job(folder: Path) -> None:
 if __name__ == "__main__":
     job, folder, function, call = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).parent))
-    if int(call):
+    if function == "announce":
+        announce_phases()
+    elif int(call):
         kill_at(function, int(call))
     {"generate": generate_job, "compare": compare_job}[job](Path(folder))

@@ -1,16 +1,24 @@
-"""kill -9 at every phase of `generate` and `compare` ends as an undisturbed run does."""
+"""kill -9 at every phase of `generate` and `compare` ends as an undisturbed run does.
 
+KILL_ROUNDS=50 (or a range, KILL_ROUNDS=17-33) sets how often `generate` is killed at random times.
+"""
+
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_paired import content
 from test_write import all_bytes
 
 pytestmark = pytest.mark.long
 CHILD = Path(__file__).with_name("kill_child.py")
+N_SHARDS = 4  # of the data set that is generated
 
 GENERATE_PHASES = {
     "sampling": ("generators.write:label_and_sample", 2),
@@ -42,13 +50,21 @@ def run_child(job, folder, function="-", call=0):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
+def run_undisturbed(job, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(job)
+    result = run_child(job, folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folders = {job: tmp_path_factory.mktemp(job) for job in ("generate", "compare")}
-    for job, folder in folders.items():
-        result = run_child(job, folder)
-        assert result.returncode == 0, result.stderr
-    return folders
+def generated(tmp_path_factory):
+    return run_undisturbed("generate", tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    return run_undisturbed("compare", tmp_path_factory)
 
 
 def kill_then_finish(job, folder, function, call):
@@ -59,26 +75,61 @@ def kill_then_finish(job, folder, function, call):
 
 
 @pytest.mark.parametrize("phase", GENERATE_PHASES)
-def test_a_killed_generation_ends_with_the_same_bytes(phase, undisturbed, tmp_path):
+def test_a_killed_generation_ends_with_the_same_bytes(phase, generated, tmp_path):
     kill_then_finish("generate", tmp_path, *GENERATE_PHASES[phase])
-    assert all_bytes(tmp_path) == all_bytes(undisturbed["generate"])
+    assert all_bytes(tmp_path) == all_bytes(generated)
 
 
 @pytest.mark.parametrize("phase", COMPARE_PHASES)
-def test_a_killed_comparison_ends_with_the_same_records_and_weights(phase, undisturbed, tmp_path):
+def test_a_killed_comparison_ends_with_the_same_records_and_weights(phase, compared, tmp_path):
     kill_then_finish("compare", tmp_path, *COMPARE_PHASES[phase])
-    there, here = (
-        next((folder / "out").iterdir()) for folder in (undisturbed["compare"], tmp_path)
-    )
+    there, here = (next((folder / "out").iterdir()) for folder in (compared, tmp_path))
     assert here.name == there.name
     assert content(here) == content(there)
     assert (here / "summary.json").exists()
     assert (here / "curves.png").exists()
 
 
-def test_two_processes_make_the_same_bytes(undisturbed, tmp_path):
+MAX_DELAY_S = {"sampling": 0.05, "building": 0.002, "publishing": 0.002, "recording": 0.002}
+
+
+def rounds():
+    first, _, last = os.environ.get("KILL_ROUNDS", "8").rpartition("-")
+    return range(int(first), int(last) + 1) if first else range(int(last))
+
+
+def kill_at_random(folder, phase, rng):
+    """Kill a generation a random time after one of the starts of `phase`; the phase it died in."""
+    command = [sys.executable, str(CHILD), "generate", str(folder), "announce", "0"]
+    nth, delay_s = rng.integers(1, N_SHARDS + 1), rng.uniform(0, MAX_DELAY_S[phase])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        begun = []
+        while begun.count(phase) < nth:
+            begun.append(child.stdout.readline().strip())
+            assert begun[-1], "the child ended before its time"
+        time.sleep(delay_s)
+        child.kill()
+        begun += child.stdout.read().split()
+    assert child.returncode == -signal.SIGKILL
+    return begun[-1]
+
+
+def test_a_generation_killed_at_random_times_ends_with_the_same_bytes(generated, tmp_path):
+    whole, died_in = all_bytes(generated), Counter()
+    for number in rounds():
+        folder = tmp_path / str(number)
+        phase = list(MAX_DELAY_S)[number % len(MAX_DELAY_S)]
+        died_in[kill_at_random(folder, phase, np.random.default_rng(number))] += 1
+        left = {k: v for k, v in all_bytes(folder).items() if ".tmp-" not in k}
+        assert left.items() <= whole.items()  # nothing is there in part
+        finished = run_child("generate", folder)
+        assert finished.returncode == 0, finished.stderr
+        assert all_bytes(folder) == whole
+    print(f"{died_in.total()} kills: {dict(died_in)}")
+    assert died_in.keys() == MAX_DELAY_S.keys()
+
+
+def test_two_processes_make_the_same_bytes(compared, tmp_path):
     assert run_child("compare", tmp_path).returncode == 0
-    there, here = (
-        next((folder / "out").iterdir()) for folder in (undisturbed["compare"], tmp_path)
-    )
+    there, here = (next((folder / "out").iterdir()) for folder in (compared, tmp_path))
     assert content(here) == content(there)

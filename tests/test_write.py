@@ -1,6 +1,7 @@
 """Generating a data set: pure in the id, resumable, extendable, never mixed."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -122,6 +123,68 @@ def test_a_lost_shard_in_the_middle_is_made_again(tmp_path, data):
 def test_a_folder_of_another_configuration_is_refused_naming_the_key(data, change):
     with pytest.raises(ConfigurationError, match=next(iter(change))):
         generate(replace(SOURCE, **change), data, SIZES)
+
+
+class Described(ToySource):
+    """A toy whose provenance holds what a denoiser's does."""
+
+    changes: ClassVar = {}
+
+    def provenance(self):
+        described = {"weights_sha256": "0", "sampler": {"n_steps": 8}, "hardware": "mine"}
+        return {**super().provenance(), **described, **self.changes}
+
+
+@pytest.mark.parametrize("accept_new_bytes", [False, True])
+@pytest.mark.parametrize(
+    "change", [{"weights_sha256": "1"}, {"sampler": {"n_steps": 4}}], ids=["weights", "sampler"]
+)
+def test_other_weights_and_another_sampler_are_refused_whatever_is_accepted(
+    tmp_path, monkeypatch, change, accept_new_bytes
+):
+    generate(Described(side=8), tmp_path, {"test": 10, "reference": 10})
+    before = all_bytes(tmp_path)
+    monkeypatch.setattr(Described, "changes", change)
+    with pytest.raises(ConfigurationError, match=f"made in another way: {next(iter(change))}"):
+        generate(Described(side=8), tmp_path, {"test": 20}, accept_new_bytes=accept_new_bytes)
+    assert all_bytes(tmp_path) == before
+
+
+def test_other_hardware_is_refused_unless_its_bytes_are_accepted(tmp_path, monkeypatch):
+    generate(Described(side=8), tmp_path, {"test": 10, "reference": 10})
+    monkeypatch.setattr(Described, "changes", {"hardware": "another"})
+    with pytest.raises(ConfigurationError, match="pass --accept-new-bytes"):
+        generate(Described(side=8), tmp_path, {"test": 20})
+    manifest = generate(Described(side=8), tmp_path, {"test": 20}, accept_new_bytes=True)
+    assert [shard.provenance["hardware"] for shard in manifest.split("test")] == ["mine", "another"]
+
+
+def test_a_sampler_that_fails_later_leaves_the_shards_before_it_and_goes_on(tmp_path, data):
+    class FailsLater(ToySource):
+        def sample(self, ids, labels, attempts):
+            if SPLIT_START["stream"] + 4_100 in ids:
+                raise NumericError(f"ids {ids[:1]}: the sampler returned NaN or infinity")
+            return super().sample(ids, labels, attempts)
+
+    with pytest.raises(NumericError, match="ids"):
+        generate(FailsLater(side=8, n_channels=1), tmp_path, SIZES)
+    whole = all_bytes(data)
+    assert all_bytes(tmp_path) == {
+        name: content
+        for name, content in whole.items()
+        if name != "manifest.json" and "stream-00001" not in name
+    }
+    generate(SOURCE, tmp_path, SIZES)
+    assert all_bytes(tmp_path) == whole
+
+
+def test_two_workers_with_one_seed_never_make_the_same_sample():
+    ids = SPLIT_START["stream"] + np.arange(512)
+    halves = [
+        label_and_sample(SOURCE, part, Labelling(), lambda n: None)
+        for part in (ids[::2], ids[1::2])
+    ]
+    assert len({image.tobytes() for columns in halves for image in columns.images}) == 512
 
 
 def test_the_class_of_an_id_depends_on_the_id_alone():
