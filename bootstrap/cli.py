@@ -33,7 +33,7 @@ from bootstrap.worlds import BLOCK
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
     from bootstrap.verify import Report
-    from generators.write import Labelling, Source
+    from generators.write import Labelling, MakeAll, Source
 
 log = logging.getLogger("deep-bootstrap")
 WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
@@ -62,7 +62,7 @@ def generate(argv: list[str]) -> None:
     labelling = build_labelling(
         options.labels or spec.labels, options.teacher or WEIGHTS / TEACHER, flags
     )
-    _generate(source, folder, sizes, labelling, flags, options.accept_new_bytes, options.dry_run)
+    _generate(source, folder, sizes, labelling, flags, options)
 
 
 def _generate(
@@ -71,21 +71,28 @@ def _generate(
     sizes: dict[str, int],
     labelling: Labelling,
     flags: Flags,
-    accept_new_bytes: bool,
-    dry_run: bool,
+    options: GenerateOptions,
 ) -> None:
     from bootstrap.files import check_space
     from bootstrap.shards import read_manifest
     from generators.build import images_per_s, n_bytes_of
     from generators.card import write_card
+    from generators.missing import missing_shards, tolerated_keys
     from generators.toy import ToySource
-    from generators.write import generate, n_missing
+    from generators.write import Job, generate
 
-    provenance = {**source.provenance(), "labels": labelling.provenance()}
-    n = n_missing(folder, sizes, provenance, accept_new_bytes)
-    if n == 0 and not dry_run:  # collect the records again: a kill may have come before that
+    mixing: dict[str, Any] = {
+        "accept_new_bytes": options.accept_new_bytes,
+        "allow_mixed_devices": options.allow_mixed_devices,
+    }
+    make_all = _who_makes(options, flags)
+    provenance = Job(source=source, labelling=labelling, folder=folder).provenance()
+    shards = missing_shards(folder, sizes, provenance, tolerated_keys(**mixing))
+    n = sum(len(ids) for _, _, ids in shards)
+    if n == 0 and not options.dry_run:
+        # collect the records again: a kill may have come before that
         before = read_manifest(folder) if (folder / "manifest.json").exists() else None
-        manifest = generate(source, folder, sizes, labelling, accept_new_bytes=accept_new_bytes)
+        manifest = generate(source, folder, sizes, labelling, **mixing)
         if before is None or manifest != before or not (folder / "README.md").exists():
             write_card(folder, manifest)
         held = ", ".join(f"{split} {manifest.n(split):,}" for split in sizes)
@@ -93,12 +100,12 @@ def _generate(
         return
     check_space(folder, n_bytes_of(n, source.image_shape))
     _say(f"{folder}: {n:,} images to make ({flags.describe()})")
-    if n >= MIN_ESTIMATED_N:
+    if n >= MIN_ESTIMATED_N and (options.ray is None or options.dry_run):
         rate = images_per_s(source, labelling)
         _say(f"about {rate:.0f} images/s, {n / rate / 60:.1f} minutes")
         if n / rate > 60 * SLOW_MINUTES:
             _say(f"that is more than {SLOW_MINUTES:.0f} minutes; `--preset quick` makes 13,312")
-    if dry_run:
+    if options.dry_run:
         return
     from tqdm import tqdm
 
@@ -109,7 +116,8 @@ def _generate(
             folder,
             sizes,
             labelling,
-            accept_new_bytes=accept_new_bytes,
+            **mixing,
+            make_all=make_all,
             on_images=bar.update,
             is_interrupted=stop.is_requested,
         )
@@ -121,6 +129,19 @@ def _generate(
         f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s;"
         f" see {folder / 'README.md'}"
     )
+
+
+def _who_makes(options: GenerateOptions, flags: Flags) -> MakeAll:
+    """This process, or workers on Ray."""
+    from generators.write import make_in_turn
+
+    if options.ray is None:
+        if options.workers is not None:
+            raise ConfigurationError("--workers is for --ray; add `--ray local`")
+        return make_in_turn
+    from generators.cluster import RayWorkers
+
+    return RayWorkers(address=options.ray, flags=flags, n_workers=options.workers).make_all
 
 
 def compare(argv: list[str]) -> None:

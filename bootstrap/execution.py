@@ -81,6 +81,7 @@ def resolve_flags(
     *,
     family: Family = "classifier",
     n_images: int = 0,
+    n_threads: int | None = None,
 ) -> Flags:
     """Decide the flags of a run that trains on, or samples, `n_images` images."""
     name = resolve_device(device)
@@ -102,7 +103,7 @@ def resolve_flags(
         device=name,
         precision=precision,
         compiled=wanted,
-        n_threads=n_cores() if kind == "cpu" else 1,
+        n_threads=n_threads or (n_cores() if kind == "cpu" else 1),
     )
 
 

@@ -25,8 +25,12 @@ class Execution:
     """auto, fp32 or bf16"""
     compile: str = "auto"
     """auto, on or off"""
+    threads: int | None = None
+    """CPU threads of a process; by default all cores, or one beside an accelerator"""
 
     def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise ConfigurationError(f"--threads {self.threads}: give at least one")
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ConfigurationError(
@@ -43,6 +47,7 @@ class Execution:
             self.compile,  # type: ignore[arg-type]
             family=family,
             n_images=n_images,
+            n_threads=self.threads,
         )
         flags.apply()
         return flags
@@ -68,8 +73,15 @@ class GenerateOptions:
     """a teacher's weights, instead of the shipped one"""
     accept_new_bytes: bool = False
     """extend a data set although this hardware or version rounds differently"""
+    ray: str | None = None
+    """local (all devices of this machine) or the address of a Ray cluster whose nodes share
+    the folder; a worker takes one GPU, or as many cores as it has threads (see --threads)"""
+    workers: int | None = None
+    """how many workers at once with --ray; by default all that the cluster holds"""
+    allow_mixed_devices: bool = False
+    """let device models differ between nodes, and from those that made what is there"""
     dry_run: bool = False
-    """say what would be made, and how long it takes, then stop"""
+    """say what would be made, and how long it takes in one process, then stop"""
     execution: Execution = field(default_factory=Execution)
 
 

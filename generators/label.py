@@ -48,6 +48,10 @@ class Teacher:
     flags: Flags
     sha256: str = ""
     temperature: float = 1.0
+    path: Path = Path()  # where read_teacher found it
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return read_teacher, (self.path, self.flags)  # a worker reads and compiles it itself
 
     def probabilities(
         self, images: UInt8[np.ndarray, "n height width channel"]
@@ -139,4 +143,5 @@ def read_teacher(path: Path, flags: Flags) -> Teacher:
     if flags.compiled:
         model.compile(dynamic=False)
     normalise = Normalisation.of(tuple(card["mean"]), tuple(card["deviation"]), flags.torch_device)
-    return Teacher(model, normalise, flags, file_sha256(path), card.get("temperature", 1.0))
+    temperature, sha256 = card.get("temperature", 1.0), file_sha256(path)
+    return Teacher(model, normalise, flags, sha256, temperature, path.absolute())

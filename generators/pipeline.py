@@ -47,7 +47,7 @@ class PipelineSpec:
                     " pipeline.save_pretrained(folder, safe_serialization=True)"
                 )
         return PipelineSource(
-            folder=folder,
+            folder=folder.absolute(),
             n_steps=self.n_steps,
             class_names=tuple(self.class_names),
             seed=self.seed,

@@ -137,7 +137,7 @@ class DiffusionSpec:
                 f"{path.name} was distilled for one sampler: use solver={distilled['solver']!r},"
                 f" n_steps={distilled['n_steps']}, and neither guidance nor shift"
             )
-        return DiffusionSource(path=path, config=config, flags=flags, seed=self.seed)
+        return DiffusionSource(path=path.absolute(), config=config, flags=flags, seed=self.seed)
 
 
 @dataclass(frozen=True, kw_only=True)

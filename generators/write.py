@@ -5,7 +5,7 @@ What was stopped goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,11 +14,10 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from bootstrap.dataset import collect_manifest
-from bootstrap.errors import ConfigurationError, Interrupted, NumericError
+from bootstrap.errors import ConfigurationError, DataError, Interrupted, NumericError
 from bootstrap.files import remove_leftovers
 from bootstrap.locks import locked
 from bootstrap.shards import (
-    SHARD_N,
     SPLIT_START,
     Columns,
     Manifest,
@@ -27,11 +26,9 @@ from bootstrap.shards import (
     read_manifest,
     read_records,
 )
-from bootstrap.worlds import BLOCK
 from generators.label import MAX_ATTEMPTS, LabelMode, Teacher, class_of_ids
+from generators.missing import Shard, missing_shards, tolerated_keys
 
-# provenance that --accept-new-bytes lets another machine change
-HARDWARE_KEYS = ("execution", "hardware", "torch")
 REDRAW_N = 128  # redraws of mode `agree` run in batches of this size
 
 
@@ -96,6 +93,50 @@ class Labelling:
         return {"mode": self.mode, "teacher_sha256": teacher}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What the shards of a data set have in common; it travels to whoever makes them."""
+
+    source: Source
+    labelling: Labelling
+    folder: Path
+    allow_mixed_devices: bool = False
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides every byte of a shard that this process makes."""
+        return {**self.source.provenance(), "labels": self.labelling.provenance()}
+
+
+# makes the shards until asked to stop; returns how many were made
+MakeAll = Callable[[Job, list[Shard], Callable[[int], None], Callable[[], bool]], int]
+
+
+def make_shard(
+    job: Job, shard: Shard, provenance: dict[str, Any], on_images: Callable[[int], None]
+) -> ShardRecord:
+    """Sample, label and publish one shard; made twice it is there once, as it was."""
+    split, index, ids = shard
+    columns = label_and_sample(job.source, ids, job.labelling, on_images)
+    refuse_constant(columns)
+    n_classes = len(job.source.class_names)
+    return publish_shard(job.folder, split, index, columns, n_classes, provenance)
+
+
+def make_in_turn(
+    job: Job,
+    shards: list[Shard],
+    on_images: Callable[[int], None],
+    is_interrupted: Callable[[], bool],
+) -> int:
+    """Make one shard after the other in this process; returns how many were made."""
+    provenance = job.provenance()
+    for n_made, shard in enumerate(shards, start=1):
+        make_shard(job, shard, provenance, on_images)
+        if is_interrupted():
+            return n_made
+    return len(shards)
+
+
 def generate(
     source: Source,
     folder: Path,
@@ -103,12 +144,15 @@ def generate(
     labelling: Labelling = Labelling(),
     *,
     accept_new_bytes: bool = False,
+    allow_mixed_devices: bool = False,
+    make_all: MakeAll = make_in_turn,
     on_images: Callable[[int], None] = lambda n: None,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> Manifest:
     """Bring every split in `sizes` to at least its size; returns the manifest.
 
     The stream grows to whole blocks; a data set that is large enough is left alone.
+    `make_all` is who makes the shards: this process, or generators.cluster.RayWorkers.
     ConfigurationError if the folder was made in another way, naming the keys that differ;
     Interrupted at a shard's end when asked to stop.
     """
@@ -118,99 +162,51 @@ def generate(
             " use --labels teacher"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    provenance = {**source.provenance(), "labels": labelling.provenance()}
+    job = Job(
+        source=source, labelling=labelling, folder=folder, allow_mixed_devices=allow_mixed_devices
+    )
+    provenance = job.provenance()
+    tolerated = tolerated_keys(accept_new_bytes, allow_mixed_devices)
     with locked(folder):
         remove_leftovers(folder)
-        n_made = 0
-        for split, index, ids in missing_shards(folder, sizes, provenance, accept_new_bytes):
-            columns = label_and_sample(source, ids, labelling, on_images)
-            refuse_constant(columns)
-            publish_shard(folder, split, index, columns, len(source.class_names), provenance)
-            n_made += 1
-            if is_interrupted():
-                raise Interrupted(
-                    f"{folder}: stopped after {split}-{index:05d}.h5; run the same command to go on"
-                )
+        shards = missing_shards(folder, sizes, provenance, tolerated)
+        n_made = make_all(job, shards, on_images, is_interrupted) if shards else 0
+        remove_leftovers(folder)  # of workers that died
+        if n_made < len(shards):
+            raise Interrupted(
+                f"{folder}: stopped after {n_made} of {len(shards)} shards;"
+                " run the same command to go on"
+            )
         is_new = n_made > 0 or not (folder / "manifest.json").exists()
-        return collect_manifest(
+        manifest = collect_manifest(
             folder,
             name=source.name,
             image_shape=source.image_shape,
             class_names=source.class_names,
             label_source=labelling.mode,
-            generator=provenance if is_new else read_manifest(folder).generator,
+            generator=with_every_device(folder, provenance)
+            if is_new
+            else read_manifest(folder).generator,
+        )
+    refuse_short(folder, manifest, sizes)
+    return manifest
+
+
+def refuse_short(folder: Path, manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """DataError if a split is not of its size: a network file system may show new files late."""
+    short = [split for split, n in sizes.items() if manifest.n(split) < n]
+    if short:
+        raise DataError(
+            f"{folder}: not all shards of {', '.join(short)} are to be seen here;"
+            " run the same command again"
         )
 
 
-def missing_shards(
-    folder: Path, sizes: Mapping[str, int], provenance: dict[str, Any], accept_new_bytes: bool
-) -> Iterator[tuple[str, int, Int[np.ndarray, " n"]]]:
-    """(split, shard index, ids) of every shard that has to be made, in order; lost ones too.
-
-    Where nothing has to be made it does not matter what hardware made what is there.
-    """
-    shards = list(_missing(folder, sizes))
-    for record in (record for split in sizes for record in read_records(folder, split)):
-        refuse_other_provenance(folder, record, provenance, accept_new_bytes or not shards)
-    yield from shards
-
-
-def _missing(
-    folder: Path, sizes: Mapping[str, int]
-) -> Iterator[tuple[str, int, Int[np.ndarray, " n"]]]:
-    for split, n in sizes.items():
-        wanted = -(-n // BLOCK) * BLOCK if split == "stream" else n
-        first_id, index, row = SPLIT_START[split], 0, 0
-        for record in read_records(folder, split):
-            for lost, rows in enumerate(_cut(row, record.first_id - first_id), start=index):
-                yield split, lost, first_id + rows
-            if not is_whole(folder, record):
-                yield split, record.index, np.arange(record.first_id, record.stop_id)
-            index, row = record.index + 1, record.stop_id - first_id
-        for new, rows in enumerate(_cut(row, wanted), start=index):
-            yield split, new, first_id + rows
-
-
-def _cut(start: int, stop: int) -> Iterator[Int[np.ndarray, " n"]]:
-    """Rows start..stop-1 of a split, cut at multiples of SHARD_N."""
-    while start < stop:
-        end = min((start // SHARD_N + 1) * SHARD_N, stop)
-        yield np.arange(start, end)
-        start = end
-
-
-def is_whole(folder: Path, record: ShardRecord) -> bool:
-    """Whether the shard is there in its full size (`verify` reads its bytes too)."""
-    path = folder / record.name
-    return path.exists() and path.stat().st_size == record.n_bytes
-
-
-def n_missing(
-    folder: Path, sizes: Mapping[str, int], provenance: dict[str, Any], accept_new_bytes: bool
-) -> int:
-    """How many images have to be made."""
-    return sum(
-        len(ids) for _, _, ids in missing_shards(folder, sizes, provenance, accept_new_bytes)
-    )
-
-
-def refuse_other_provenance(
-    folder: Path, record: ShardRecord, provenance: dict[str, Any], accept_new_bytes: bool
-) -> None:
-    """ConfigurationError naming the keys in which the shard was made differently."""
-    ignored = HARDWARE_KEYS if accept_new_bytes else ()
-    keys = sorted({*record.provenance, *provenance} - set(ignored))
-    differing = [key for key in keys if record.provenance.get(key) != provenance.get(key)]
-    if differing:
-        pairs = "; ".join(
-            f"{k}: {record.provenance.get(k)!r} there, {provenance.get(k)!r} asked"
-            for k in differing
-        )
-        hint = " (or pass --accept-new-bytes)" if set(differing) <= set(HARDWARE_KEYS) else ""
-        raise ConfigurationError(
-            f"{folder / record.name} was made in another way: {pairs};"
-            f" use another folder{hint}, nothing is mixed"
-        )
+def with_every_device(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
+    """The provenance, naming the models of all devices that shards were made on."""
+    records = [record for split in SPLIT_START for record in read_records(folder, split)]
+    models = {r.provenance["hardware"] for r in records if "hardware" in r.provenance}
+    return {**provenance, "hardware": " + ".join(sorted(models))} if models else provenance
 
 
 def label_and_sample(

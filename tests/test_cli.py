@@ -1,6 +1,7 @@
 """The command line: what was wrong, where, and the next command; the exit code says which kind."""
 
 import signal
+import sys
 
 import pytest
 import torch
@@ -104,6 +105,21 @@ def test_a_source_that_cannot_be_exits_2_and_makes_nothing(
     assert code == 2
     assert why in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_workers_without_ray_exit_2_and_say_what_they_are_for(deep_bootstrap, tmp_path):
+    words = ("generate", "--preset", "smoke", "--data", tmp_path, "--workers", "2")
+    code, _, err = deep_bootstrap(*words)
+    assert (code, err) == (2, "deep-bootstrap: --workers is for --ray; add `--ray local`\n")
+
+
+def test_ray_that_is_not_installed_exits_2_with_the_command(deep_bootstrap, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ("generate", "--preset", "smoke", "--data", tmp_path, "--ray", "local")
+    code, _, err = deep_bootstrap(*words)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert "pip install 'deep-bootstrap[cluster]'" in err
 
 
 @pytest.mark.parametrize("n", ["0", "-5"])

@@ -126,6 +126,12 @@ def test_matrix_products_run_at_the_precision(precision, dtype):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype == flags.dtype
 
 
+def test_the_number_of_threads_can_be_asked_for():
+    assert Execution(device="cpu", threads=1).resolve("denoiser", 0).n_threads == 1
+    with pytest.raises(ConfigurationError, match="--threads 0: give at least one"):
+        Execution(threads=0)
+
+
 def test_flags_set_the_number_of_threads():
     before = torch.get_num_threads()
     try:

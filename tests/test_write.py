@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from bootstrap.errors import ConfigurationError, Interrupted, NumericError
+from bootstrap.errors import ConfigurationError, DataError, Interrupted, NumericError
 from bootstrap.pool import Pool
 from bootstrap.shards import SPLIT_START
 from generators.label import class_of_ids
@@ -72,6 +72,18 @@ def test_a_complete_data_set_does_not_care_what_hardware_made_it(tmp_path, monke
     assert Pool(tmp_path, "test").n == 400
 
 
+def test_mixed_devices_may_differ_in_their_model_alone(tmp_path, monkeypatch):
+    larger = {**SIZES, "test": 400}
+    generate(SOURCE, tmp_path, SIZES)
+    provenance = SOURCE.provenance()
+    monkeypatch.setattr(ToySource, "provenance", lambda self: {**provenance, "torch": "another"})
+    with pytest.raises(ConfigurationError, match="torch"):
+        generate(SOURCE, tmp_path, larger, allow_mixed_devices=True)
+    monkeypatch.setattr(ToySource, "provenance", lambda self: {**provenance, "hardware": "H100"})
+    generate(SOURCE, tmp_path, larger, allow_mixed_devices=True)
+    assert Pool(tmp_path, "test").n == 400
+
+
 def test_extending_keeps_every_shard_that_was_there(tmp_path):
     generate(SOURCE, tmp_path, {**SIZES, "stream": 2_048})
     before = {k: v for k, v in all_bytes(tmp_path).items() if k != "manifest.json"}
@@ -94,6 +106,12 @@ def test_a_stopped_generation_goes_on_to_the_same_bytes(tmp_path, data):
     assert not (tmp_path / "manifest.json").exists()
     generate(SOURCE, tmp_path, SIZES)
     assert all_bytes(tmp_path) == all_bytes(data)
+
+
+def test_shards_that_were_made_but_cannot_be_seen_are_not_passed_over(tmp_path):
+    generate(SOURCE, tmp_path, {"test": 300, "reference": 200})
+    with pytest.raises(DataError, match="stream are to be seen here; run the same command again"):
+        generate(SOURCE, tmp_path, SIZES, make_all=lambda job, shards, *_: len(shards))
 
 
 def test_a_truncated_shard_is_made_again(tmp_path, data):
