@@ -57,11 +57,15 @@ def generate(argv: list[str]) -> None:
     flags = options.execution.resolve("denoiser", sum(sizes.values()))
     from generators.build import build_labelling, build_source
 
-    source = build_source(options.source or spec.source, WEIGHTS, flags)
-    folder = options.data or options.out / (source.name if options.source else spec.name)
-    labelling = build_labelling(
-        options.labels or spec.labels, options.teacher or WEIGHTS / TEACHER, flags
-    )
+    asked, labels = options.source, options.labels or spec.labels
+    if options.pipeline is not None:
+        if asked:
+            raise ConfigurationError("--pipeline and --source: give one of them")
+        asked = f"pipeline(folder={str(options.pipeline)!r})"
+        labels = options.labels or "teacher"
+    source = build_source(asked or spec.source, WEIGHTS, flags)
+    folder = options.data or options.out / (source.name if asked else spec.name)
+    labelling = build_labelling(labels, options.teacher or WEIGHTS / TEACHER, flags)
     _generate(source, folder, sizes, labelling, flags, options)
 
 
@@ -273,9 +277,17 @@ def import_(argv: list[str]) -> None:
 
 def train_generator(argv: list[str]) -> None:
     """train-generator: fit the denoiser to real images"""
-    from generators.commands import TrainGeneratorOptions, run_train_generator
+    from generators.commands.train_generator import TrainGeneratorOptions, run_train_generator
+    from generators.denoiser import SIZES
+    from generators.train import DenoiserRecipe
 
-    options = _parse(TrainGeneratorOptions, argv, "train-generator")
+    size = _early_option(argv, "--size", "small")
+    if size not in SIZES:
+        raise ConfigurationError(f"--size {size}: use one of {', '.join(SIZES)}")
+    default = TrainGeneratorOptions(
+        images=tyro.MISSING, size=size, recipe=DenoiserRecipe(config=SIZES[size])
+    )
+    options = _parse(TrainGeneratorOptions, argv, "train-generator", default)
     flags = options.execution.resolve("denoiser", options.recipe.n_images_seen)
     with StopRequest(_say) as stop:
         for line in run_train_generator(options, flags, stop.is_requested):
@@ -284,7 +296,7 @@ def train_generator(argv: list[str]) -> None:
 
 def train_teacher(argv: list[str]) -> None:
     """train-teacher: fit the labelling classifier, as an ordinary real-world run"""
-    from generators.commands import TrainTeacherOptions, run_train_teacher
+    from generators.commands.train_teacher import TrainTeacherOptions, run_train_teacher
 
     options = _parse(TrainTeacherOptions, argv, "train-teacher")
     with StopRequest(_say) as stop:
@@ -296,7 +308,7 @@ def train_teacher(argv: list[str]) -> None:
 
 def quality(argv: list[str]) -> None:
     """quality: what a data set is worth on real test images"""
-    from generators.commands import QualityOptions, run_quality
+    from generators.commands.quality import QualityOptions, run_quality
 
     options = _parse(QualityOptions, argv, "quality")
     flags = options.execution.resolve("classifier", 1 << 20)

@@ -67,6 +67,9 @@ class GenerateOptions:
     """stream images (rounded up to blocks of 1,024), instead of the preset's"""
     source: str | None = None
     """e.g. toy(side=8) or diffusion(weights='FILE', solver='dpm++', n_steps=8, guidance=2.0)"""
+    pipeline: Path | None = None
+    """a local diffusers pipeline without classes (safetensors), labelled by the teacher: short for
+    --source "pipeline(folder='DIR')" --labels teacher"""
     labels: str | None = None
     """conditional, teacher or agree"""
     teacher: Path | None = None

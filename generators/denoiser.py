@@ -59,6 +59,12 @@ class DenoiserConfig:
             )
 
 
+SIZES = {  # small trains on a CPU, base wants a GPU
+    "small": DenoiserConfig(),
+    "base": DenoiserConfig(widths=(128, 256, 256), n_layers=2, norm_groups=32),
+}
+
+
 class Denoiser(nn.Module):
     """velocity(x_t, t, label); label `n_classes` means "no class" (for guidance)."""
 
@@ -124,7 +130,7 @@ class FromData:
 
     def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
         """Most of them in the middle, where the velocity is hardest to guess."""
-        return torch.randn(n, generator=generator).sigmoid()
+        return torch.randn(n, generator=generator, device=generator.device).sigmoid()
 
     def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """Whatever the class."""
@@ -145,7 +151,10 @@ class FromGuide:
 
     def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
         """The starts of the steps, with equal probability."""
-        return torch.randint(1, self.n_steps + 1, (n,), generator=generator) / self.n_steps
+        steps = torch.randint(
+            1, self.n_steps + 1, (n,), generator=generator, device=generator.device
+        )
+        return steps / self.n_steps
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
@@ -161,16 +170,35 @@ class FromGuide:
         return unconditional + self.guidance * (conditional - unconditional)
 
 
+@dataclass(frozen=True)
+class Noise:
+    """Times in (0, 1] and standard normal noise of a batch."""
+
+    t: Float[Tensor, " batch"]
+    eps: Float[Tensor, "batch channel height width"]
+
+    def __getitem__(self, rows: slice) -> Noise:
+        return Noise(self.t[rows], self.eps[rows])
+
+
+def draw_noise(
+    target: Target, n: int, image_shape: tuple[int, ...], generator: torch.Generator
+) -> Noise:
+    """Times of `target` and noise of (channel, height, width), on the generator's device."""
+    t = target.times(n, generator)
+    eps = torch.randn((n, *image_shape), generator=generator, device=generator.device)
+    return Noise(t, eps)
+
+
 def velocity_loss(
     denoiser: nn.Module,
     images: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"],
     target: Target,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity at the target's times, on images with fresh noise."""
-    t = target.times(len(images), generator).to(images.device)
-    eps = torch.randn(images.shape, generator=generator).to(images.device)
+    """Mean squared error of the velocity at the noise's times."""
+    t, eps = noise.t, noise.eps
     blend = t[:, None, None, None]
     x_t = (1 - blend) * images + blend * eps
     velocity = denoiser(x_t, t, labels)

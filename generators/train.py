@@ -26,8 +26,10 @@ from generators.denoiser import (
     FromGuide,
     Target,
     build_denoiser,
+    draw_noise,
     velocity_loss,
 )
+from generators.ranks import ALONE, Ranks
 from generators.sources import LabelledImages
 
 
@@ -127,18 +129,21 @@ def train_denoiser(
     *,
     precision: torch.dtype = torch.float32,
     guide: Denoiser | None = None,
+    ranks: Ranks = ALONE,
     record_every_steps: int = 100,
     is_interrupted: Callable[[], bool] = lambda: False,
 ) -> Iterator[DenoiserRecord]:
     """Train `state` in place until the recipe's end or an interruption; yields progress.
 
     With a `guide` the model learns to take that denoiser's guided way in `distill_steps` steps of
-    one evaluation each; no labels are dropped then.
+    one evaluation each; no labels are dropped then. Each of several `ranks` takes its share of
+    every batch, and all stop together when one is interrupted.
     The state is consistent, and may be saved, whenever a record is yielded and after the last.
     """
     device = next(state.model.parameters()).device
-    images = torch.from_numpy(data.images)
-    labels = torch.from_numpy(data.labels)
+    images = torch.from_numpy(data.images).to(device)
+    labels = torch.from_numpy(data.labels).to(device)
+    share = ranks.share(recipe.batch_size)
     world = World(n_samples=len(images), seed=recipe.seed)
     parameters: list[Tensor] = list(state.model.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
@@ -150,23 +155,27 @@ def train_denoiser(
 
     is_stop = False
     while state.step < recipe.n_steps and not is_stop:
-        index = torch.from_numpy(world.positions(state.step, recipe.batch_size))
+        index = torch.from_numpy(world.positions(state.step, recipe.batch_size)[share]).to(device)
         draws = uniforms(
             recipe.seed, Stream.DENOISER_BATCH, state.step, n=2 * recipe.batch_size
-        ).reshape(2, -1)
-        x = _to_unit_range(images[index].to(device), flip=draws[0] < 0.5)
-        label = labels[index].to(device)
+        ).reshape(2, -1)[:, share]
+        x = _to_unit_range(images[index], flip=draws[0] < 0.5)
+        label = labels[index]
         if guide is None:
-            label[torch.from_numpy(draws[1] < recipe.label_drop_fraction)] = state.model.null_label
-        noise = torch.Generator().manual_seed(
+            is_dropped = torch.from_numpy(draws[1] < recipe.label_drop_fraction).to(device)
+            label = label.masked_fill(is_dropped, state.model.null_label)
+        generator = torch.Generator(device).manual_seed(
             torch_seed(recipe.seed, Stream.DENOISER_NOISE, state.step)
         )
+        noise = draw_noise(target, recipe.batch_size, x.shape[1:], generator)
 
         for group in state.optimizer.param_groups:
             group["lr"] = recipe.lr_at(state.step)
         with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
-            loss = velocity_loss(state.model, x, label, target, noise)
+            loss = velocity_loss(state.model, x, label, target, noise[share])
         loss.backward()
+        asked = torch.tensor(float(is_interrupted()), device=device)
+        ranks.average([*(p.grad for p in parameters if p.grad is not None), loss, asked])
         norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
         if not torch.isfinite(norm):
             raise NumericError(
@@ -179,7 +188,7 @@ def train_denoiser(
 
         state.step += 1
         losses.append(loss.detach())
-        is_stop = state.step == recipe.n_steps or is_interrupted()
+        is_stop = state.step == recipe.n_steps or asked.item() > 0
         if is_stop or state.step % record_every_steps == 0:
             elapsed_s = time.perf_counter() - started
             state.train_s += elapsed_s

@@ -11,14 +11,9 @@ from safetensors import safe_open
 from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.pool import Pool
-from generators.commands import (
-    QualityOptions,
-    TrainGeneratorOptions,
-    TrainTeacherOptions,
-    run_quality,
-    run_train_generator,
-    run_train_teacher,
-)
+from generators.commands.quality import QualityOptions, run_quality
+from generators.commands.train_generator import TrainGeneratorOptions, run_train_generator
+from generators.commands.train_teacher import TrainTeacherOptions, run_train_teacher
 from generators.denoiser import DenoiserConfig, read_card, read_denoiser
 from generators.importers import import_npz
 from generators.label import class_of_ids, read_teacher

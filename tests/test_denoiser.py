@@ -15,6 +15,7 @@ from generators.denoiser import (
     FromData,
     FromGuide,
     build_denoiser,
+    draw_noise,
     read_denoiser,
     velocity_loss,
     write_denoiser,
@@ -132,7 +133,8 @@ def test_the_loss_of_the_right_velocity_is_zero():
     def exact(x, t, labels):
         return (x - images) / t[:, None, None, None]
 
-    loss = velocity_loss(exact, images, None, FromData(), torch.Generator().manual_seed(0))
+    noise = draw_noise(FromData(), 2, (3, 8, 8), torch.Generator().manual_seed(0))
+    loss = velocity_loss(exact, images, None, FromData(), noise)
     assert loss.item() < 1e-8
 
 
@@ -144,7 +146,8 @@ def test_the_loss_falls_on_one_batch():
     for _ in range(30):
         generator = torch.Generator().manual_seed(0)
         labels = torch.zeros(8, dtype=torch.int64)
-        loss = velocity_loss(denoiser, images, labels, FromData(), generator)
+        noise = draw_noise(FromData(), 8, (3, 8, 8), generator)
+        loss = velocity_loss(denoiser, images, labels, FromData(), noise)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -7,6 +7,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, 
 
 from bootstrap.errors import ConfigurationError, DataError
 from bootstrap.models import MLP
+from bootstrap.shards import read_manifest
 from generators.build import build_labelling, build_source
 from generators.label import write_teacher
 from generators.pipeline import PipelineSpec
@@ -95,3 +96,21 @@ def test_a_teacher_labels_what_a_pipeline_draws(source, folder, flags, tmp_path,
     manifest = generate(source, tmp_path / "data", {"test": 20, "reference": 20}, labelling)
     assert manifest.n("test") == 20
     assert manifest.label_source == "teacher"
+
+
+def test_the_command_draws_from_a_pipeline_and_lets_the_teacher_label(
+    deep_bootstrap, folder, teacher_file, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(PipelineSpec.__init__.__kwdefaults__, "n_steps", 1)  # 50 take a minute
+    words = ("generate", "--preset", "smoke", "--pipeline", folder, "--teacher", teacher_file)
+    plain = ("--compile", "off", "--precision", "fp32", "--threads", "1")
+    code, _, err = deep_bootstrap(*words, "--out", tmp_path, *plain)
+    assert code == 0, err
+    manifest = read_manifest(tmp_path / "tiny-ddpm")
+    assert manifest.generator["source"] == "pipeline"
+    assert manifest.label_source == "teacher"
+
+
+def test_a_pipeline_and_another_source_exit_2(deep_bootstrap, folder):
+    code, _, err = deep_bootstrap("generate", "--pipeline", folder, "--source", "toy(side=8)")
+    assert (code, err) == (2, "deep-bootstrap: --pipeline and --source: give one of them\n")
