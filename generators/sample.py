@@ -16,6 +16,7 @@ import torch
 from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     UniPCMultistepScheduler,
 )
 from jaxtyping import Bool, Float, Int, UInt8
@@ -29,7 +30,7 @@ from bootstrap.files import file_sha256
 from bootstrap.randomness import Stream, normals
 from generators.denoiser import Denoiser, read_card, read_denoiser
 
-SOLVERS = ("euler", "dpm++", "unipc")
+SOLVERS = ("euler", "heun", "dpm++", "unipc")  # euler on this flow is DDIM without noise
 SAMPLE_BATCH = 128
 
 
@@ -51,7 +52,8 @@ class SamplerConfig:
     @property
     def nfe(self) -> int:
         """Function evaluations of the denoiser for one image."""
-        return self.n_steps * (1 if self.guidance == 1 else 2)
+        steps = 2 * self.n_steps - 1 if self.solver == "heun" else self.n_steps
+        return steps * (1 if self.guidance == 1 else 2)
 
 
 def distilled_sampler(n_steps: int) -> SamplerConfig:
@@ -62,10 +64,18 @@ def distilled_sampler(n_steps: int) -> SamplerConfig:
 def build_scheduler(config: SamplerConfig) -> Any:
     """The diffusers scheduler, its time steps set."""
     scheduler: Any
-    if config.solver == "euler":
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=config.shift)
-        # its own default spends the last step between sigma = 0.001 and 0
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / config.n_steps, config.n_steps).tolist())
+    if config.solver in ("euler", "heun"):
+        # their own times spend the last step between sigma = 0.001 and 0
+        even = np.linspace(1, 1 / config.n_steps, config.n_steps)
+        if config.solver == "euler":
+            scheduler = FlowMatchEulerDiscreteScheduler(shift=config.shift)
+            scheduler.set_timesteps(sigmas=even.tolist())
+            return scheduler
+        scheduler = FlowMatchHeunDiscreteScheduler()
+        scheduler.set_timesteps(config.n_steps)
+        sigmas = torch.tensor(config.shift * even / (1 + (config.shift - 1) * even)).float()
+        twice = torch.cat([sigmas[:1], sigmas[1:].repeat_interleave(2)])
+        scheduler.sigmas, scheduler.timesteps = torch.cat([twice, torch.zeros(1)]), 1_000 * twice
         return scheduler
     is_dpm = config.solver == "dpm++"
     scheduler = (DPMSolverMultistepScheduler if is_dpm else UniPCMultistepScheduler)(

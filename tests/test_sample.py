@@ -146,13 +146,33 @@ def test_a_solver_is_exact_for_data_of_one_image(flags, solver, n_steps, shift):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_times_of_a_solver_are_evenly_spaced(solver):
-    sigmas = build_scheduler(SamplerConfig(solver=solver, n_steps=5)).sigmas
+    sigmas = build_scheduler(SamplerConfig(solver=solver, n_steps=5)).sigmas.unique().flip(0)
     np.testing.assert_allclose(sigmas, np.linspace(1, 0, 6), atol=2e-3)
+
+
+def test_heun_takes_the_mean_of_both_ends_of_a_step(flags):
+    class Growing:
+        config, null_label = TINY, N_CLASSES
+
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, x, t, label):
+            self.calls.append(float(t[0]))
+            return x
+
+    denoiser, config = Growing(), SamplerConfig(solver="heun", n_steps=2)
+    x = solve(denoiser, noise(), torch.tensor([0, 1]), config, flags)
+    assert denoiser.calls == [1.0, 0.5, 0.5]
+    assert len(denoiser.calls) == config.nfe
+    middle = noise() * (1 - 0.25 * (1 + 0.5))  # velocities at both ends: x, then x / 2
+    torch.testing.assert_close(x, middle - 0.5 * middle)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_shift_moves_the_times_towards_noise(solver):
-    sigmas = build_scheduler(SamplerConfig(solver=solver, n_steps=5, shift=3.0)).sigmas
+    config = SamplerConfig(solver=solver, n_steps=5, shift=3.0)
+    sigmas = build_scheduler(config).sigmas.unique().flip(0)
     even = np.linspace(1, 0, 6)
     np.testing.assert_allclose(sigmas, 3 * even / (1 + 2 * even), atol=3e-3)
 
@@ -207,7 +227,7 @@ def test_noise_is_that_of_the_id_and_attempt():
 
 
 def test_an_unknown_solver_is_refused():
-    with pytest.raises(ConfigurationError, match="use one of euler, dpm"):
+    with pytest.raises(ConfigurationError, match="use one of euler, heun, dpm"):
         SamplerConfig(solver="magic")
 
 

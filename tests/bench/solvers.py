@@ -1,0 +1,105 @@
+"""Which solver with how many evaluations? `make bench-solvers`: KID and images/s of each.
+
+All rows draw the same ids from the same weights, so that their differences are the solver's. KID is
+on the teacher's features against real test images; `rms` is the distance of the images, in [-1, 1],
+to those of the first row.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from bootstrap.environment import hardware
+from bootstrap.execution import Flags
+from bootstrap.options import Execution
+from bootstrap.shards import SPLIT_START
+from bootstrap.spec import parse_spec
+from generators.label import class_of_ids, read_teacher
+from generators.metrics import compare_features, in_batches
+from generators.quality import read_first
+from generators.sample import SAMPLE_BATCH, DiffusionSource, SamplerConfig
+
+WEIGHTS = Path(__file__).resolve().parents[2] / "generators" / "weights"
+SUBSET_N = 1_000
+REFERENCE = "sampler(solver='dpm++', n_steps=50, guidance=2.0)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure."""
+
+    weights: Path
+    """a denoiser that was not distilled"""
+    real: Path
+    """a data set of real images, made by `deep-bootstrap import`"""
+    teacher: Path = WEIGHTS / "teacher-v1.safetensors"
+    n: int = 4_000
+    """images of each row"""
+    guidance: float = 2.0
+    nfe: tuple[int, ...] = (8, 16, 32)
+    """function evaluations of an image, guidance included"""
+    solvers: tuple[str, ...] = ("euler", "heun", "dpm++", "unipc")
+    reference: str = REFERENCE
+    """the first row"""
+    execution: Execution = field(default_factory=Execution)
+
+
+def samplers(options: Options) -> list[SamplerConfig]:
+    """The reference, then every solver with about so many evaluations."""
+    rows = [parse_spec(options.reference, {"sampler": SamplerConfig}, "sampler")]
+    per_step = 1 if options.guidance == 1 else 2
+    for nfe in options.nfe:
+        for solver in options.solvers:
+            n_steps = nfe // per_step
+            n_steps = (n_steps + 1) // 2 if solver == "heun" else n_steps
+            rows.append(SamplerConfig(solver=solver, n_steps=n_steps, guidance=options.guidance))
+    return rows
+
+
+def draw(source: DiffusionSource, n: int) -> tuple[np.ndarray, float]:
+    """The first `n` test images and how many were drawn a second, compilation aside."""
+    ids = SPLIT_START["test"] + np.arange(n)
+    labels, zeros = class_of_ids(ids, len(source.class_names)), np.zeros(n, dtype=np.int64)
+    first = slice(0, SAMPLE_BATCH)
+    source.sample(ids[first], labels[first], zeros[first])
+    started = time.perf_counter()
+    images = source.sample(ids, labels, zeros)
+    return images, n / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Print a row of the table as soon as it is known."""
+    options = tyro.cli(Options, prog="make bench-solvers", config=(tyro.conf.OmitArgPrefixes,))
+    flags: Flags = options.execution.resolve("denoiser", options.n)
+    classifier = options.execution.resolve("classifier", options.n)
+    teacher = read_teacher(options.teacher, classifier)
+    real = in_batches(teacher.features, read_first(options.real, "test").images)
+    print(f"{hardware(flags.device)}, torch {torch.__version__}, {flags.describe()}")
+    print(f"{options.weights.name}, {options.n:,} images a row, KID of subsets of {SUBSET_N:,}")
+    print(f"{'solver':8} {'steps':>5} {'guidance':>8} {'NFE':>4} {'KID':>8} {'95 %':>18}", end="")
+    print(f" {'recall':>6} {'cover':>6} {'rms':>6} {'images/s':>8}")
+    exact: np.ndarray | None = None
+    for config in samplers(options):
+        source = DiffusionSource(path=options.weights.absolute(), config=config, flags=flags)
+        images, rate = draw(source, options.n)
+        exact = images if exact is None else exact
+        rms = float(np.sqrt(np.mean((images / 127.5 - exact / 127.5) ** 2)))
+        found = compare_features(real, in_batches(teacher.features, images), SUBSET_N)
+        kid = found["kid"]
+        interval = f"{kid.low:.4f} to {kid.high:.4f}" if kid.low and kid.high else ""
+        print(
+            f"{config.solver:8} {config.n_steps:5} {config.guidance:8g} {config.nfe:4}"
+            f" {kid.mean:8.4f} {interval:>18} {found['recall'].mean:6.3f}"
+            f" {found['coverage'].mean:6.3f} {rms:6.3f} {rate:8.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
