@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from diffusers import UNet2DModel
@@ -35,6 +35,7 @@ class DenoiserConfig:
     widths: tuple[int, ...] = (48, 96, 192)
     n_layers: int = 1
     norm_groups: int = 16
+    prediction: Literal["velocity", "edm"] = "velocity"  # what the network is asked for
 
     @property
     def n_classes(self) -> int:
@@ -59,6 +60,7 @@ class DenoiserConfig:
             )
 
 
+DATA_STD = 0.5  # of images in [-1, 1]
 SIZES = {  # small trains on a CPU, base wants a GPU
     "small": DenoiserConfig(),
     "base": DenoiserConfig(widths=(128, 256, 256), n_layers=2, norm_groups=32),
@@ -99,11 +101,28 @@ class Denoiser(nn.Module):
         label: Int[Tensor, " batch"],
     ) -> Float[Tensor, "batch channel height width"]:
         """The velocity dx/dt at `x`, time `t` in [0, 1]; images are in [-1, 1]."""
+        if self.config.prediction == "velocity":
+            return self._network(x, t, label)
+        scale = edm_scale(t)[:, None, None, None]
+        t = t[:, None, None, None]
+        skip, out = DATA_STD**2 * (1 - t) / scale**2, DATA_STD * t / scale
+        clean = skip * x + out * self._network(x / scale, t.flatten(), label).float()
+        return (x - clean) / t
+
+    def _network(self, x: Tensor, t: Tensor, label: Tensor) -> Tensor:
         folded = pixel_unshuffle(x, self.config.fold_px).contiguous(
             memory_format=torch.channels_last
         )
-        velocity = self.unet(folded, t * 1_000, class_labels=label).sample
-        return pixel_shuffle(velocity, self.config.fold_px)
+        output = self.unet(folded, t * 1_000, class_labels=label).sample
+        return pixel_shuffle(output, self.config.fold_px)
+
+
+def edm_scale(t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """The standard deviation of x_t: what EDM's preconditioning divides by (Karras et al. 2022).
+
+    Its table 1 in the coordinates of a straight path, sigma = t / (1 - t).
+    """
+    return (t.square() + DATA_STD**2 * (1 - t).square()).sqrt()
 
 
 def build_denoiser(config: DenoiserConfig, seed: int) -> Denoiser:
@@ -120,6 +139,10 @@ class Target(Protocol):
         """Times in (0, 1] to learn at."""
         ...
 
+    def weight(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """How much the squared error of the velocity counts at each time."""
+        ...
+
     def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """The velocity to learn at x_t = (1 - t) x + t eps."""
         ...
@@ -132,9 +155,26 @@ class FromData:
         """Most of them in the middle, where the velocity is hardest to guess."""
         return torch.randn(n, generator=generator, device=generator.device).sigmoid()
 
+    def weight(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """The same everywhere."""
+        return torch.ones_like(t)
+
     def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
         """Whatever the class."""
         return eps - x
+
+
+class FromDataAsEDM(FromData):
+    """The times and weights of EDM (Karras et al. 2022): ln sigma is normal, errors count alike."""
+
+    def times(self, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:
+        """sigma = t / (1 - t) with P_mean = -1.2 and P_std = 1.2."""
+        normal = torch.randn(n, generator=generator, device=generator.device)
+        return (1.2 * normal - 1.2).sigmoid()
+
+    def weight(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """So that an error of the network's own output has weight 1."""
+        return (edm_scale(t) / DATA_STD).square()
 
 
 @dataclass(frozen=True)
@@ -155,6 +195,10 @@ class FromGuide:
             1, self.n_steps + 1, (n,), generator=generator, device=generator.device
         )
         return steps / self.n_steps
+
+    def weight(self, t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+        """The same everywhere."""
+        return torch.ones_like(t)
 
     @torch.no_grad()
     def velocity(self, x_t: Tensor, t: Tensor, label: Tensor, x: Tensor, eps: Tensor) -> Tensor:
@@ -197,12 +241,13 @@ def velocity_loss(
     target: Target,
     noise: Noise,
 ) -> Float[Tensor, ""]:
-    """Mean squared error of the velocity at the noise's times."""
+    """Mean squared error of the velocity at the noise's times, weighted as the target says."""
     t, eps = noise.t, noise.eps
     blend = t[:, None, None, None]
     x_t = (1 - blend) * images + blend * eps
     velocity = denoiser(x_t, t, labels)
-    return (velocity.float() - target.velocity(x_t, t, labels, images, eps)).square().mean()
+    error = velocity.float() - target.velocity(x_t, t, labels, images, eps)
+    return (error.square().mean(dim=(1, 2, 3)) * target.weight(t)).mean()
 
 
 def write_denoiser(path: Path, denoiser: Denoiser, card: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from generators.denoiser import (
     Denoiser,
     DenoiserConfig,
     FromData,
+    FromDataAsEDM,
     FromGuide,
     Target,
     build_denoiser,
@@ -147,7 +148,7 @@ def train_denoiser(
     world = World(n_samples=len(images), seed=recipe.seed)
     parameters: list[Tensor] = list(state.model.parameters())
     averages: list[Tensor] = list(state.ema.parameters())
-    target: Target = FromData()
+    target: Target = FromDataAsEDM() if recipe.config.prediction == "edm" else FromData()
     if guide is not None:
         target = FromGuide(guide, recipe.distill_guidance, recipe.distill_steps)
     losses: list[Tensor] = []

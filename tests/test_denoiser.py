@@ -13,6 +13,7 @@ from bootstrap.errors import NumericError
 from generators.denoiser import (
     DenoiserConfig,
     FromData,
+    FromDataAsEDM,
     FromGuide,
     build_denoiser,
     draw_noise,
@@ -246,3 +247,31 @@ def test_a_guide_changes_what_is_learned(data):
     list(train_denoiser(RECIPE, data, plain))
     list(train_denoiser(recipe, data, guided, guide=guide))
     assert not is_equal(plain.model.state_dict(), guided.model.state_dict())
+
+
+def test_the_loss_with_edm_preconditioning_is_the_published_one():
+    denoiser = build_denoiser(replace(TINY, prediction="edm"), seed=0)
+    images, labels = torch.rand(4, 3, 8, 8) * 2 - 1, torch.tensor([0, 1, 0, 1])
+    noise = draw_noise(FromDataAsEDM(), 4, (3, 8, 8), torch.Generator().manual_seed(0))
+    loss = velocity_loss(denoiser, images, labels, FromDataAsEDM(), noise)
+
+    sigma, data = (noise.t / (1 - noise.t))[:, None, None, None], 0.5
+    x = images + sigma * noise.eps
+    root = (sigma**2 + data**2).sqrt()
+    c_skip, c_out, c_in = data**2 / root**2, sigma * data / root, 1 / root
+    clean = c_skip * x + c_out * denoiser._network(c_in * x, noise.t, labels)
+    expected = ((clean - images).square() / c_out**2).mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_edm_preconditioning_is_finite_at_pure_noise():
+    denoiser = build_denoiser(replace(TINY, prediction="edm"), seed=0)
+    x, t = torch.randn(2, 3, 8, 8), torch.ones(2)
+    assert torch.isfinite(denoiser(x, t, torch.tensor([0, 1]))).all()
+
+
+def test_the_times_of_edm_are_log_normal_noise_levels():
+    t = FromDataAsEDM().times(20_000, torch.Generator().manual_seed(0))
+    log_sigma = (t / (1 - t)).log()
+    assert float(log_sigma.mean()) == pytest.approx(-1.2, abs=0.03)
+    assert float(log_sigma.std()) == pytest.approx(1.2, abs=0.03)
