@@ -28,7 +28,7 @@ from generators.quality import read_first
 from generators.sample import SAMPLE_BATCH, DiffusionSource, DiffusionSpec
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "generators" / "weights"
-SUBSET_N = 1_000
+SUBSET_N = 500
 REFERENCE_STEPS = 50
 
 
@@ -41,10 +41,10 @@ class Options:
     real: Path
     """a data set of real images, made by `deep-bootstrap import`"""
     teacher: Path = WEIGHTS / "teacher-v1.safetensors"
-    n: int = 4_000
+    n: int = 2_000
     """images of each row"""
     guidance: float = 2.0
-    nfe: tuple[int, ...] = (8, 16, 32)
+    nfe: tuple[int, ...] = (8, 16)
     """function evaluations of an image, guidance included"""
     solvers: tuple[str, ...] = ("euler", "heun", "dpm++", "unipc")
     more: tuple[str, ...] = (
