@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from generators.denoiser import read_card, read_denoiser
+from generators.label import read_teacher_card
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
 FILES = sorted(WEIGHTS.glob("*.safetensors"))
@@ -31,3 +32,10 @@ def test_the_card_and_the_file_agree_on_the_images_seen():
 def test_the_shipped_denoiser_draws_cifar_10():
     config = read_denoiser(WEIGHTS / "small-v2.safetensors").config
     assert (config.image_shape, config.n_classes) == ((32, 32, 3), 10)
+
+
+def test_the_card_and_the_file_agree_on_the_error_of_the_teacher():
+    card = read_teacher_card(WEIGHTS / "teacher-v1.safetensors")
+    assert card["test_error"] <= 0.1
+    assert card["n_test"] == 10_000
+    assert f"{card['test_error']:.2%}".replace("%", " %") in (WEIGHTS / "teacher-v1.md").read_text()

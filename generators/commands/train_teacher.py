@@ -45,7 +45,7 @@ class TrainTeacherOptions:
     out: Path = Path("build/teacher-run")
     """where its run goes"""
     width: int = 32
-    n_passes: float = 13.0
+    n_passes: float = 26.0
     batch_size: int = 128
     lr: float = 0.2
     max_minutes: float | None = None
