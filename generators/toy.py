@@ -23,6 +23,7 @@ CONTRAST = (
     0.32  # deviation of a prototype's pixels, times the side: difficulty does not depend on it
 )
 N_WAVES = 6  # plane waves in a prototype
+PIECE = 256  # images whose posterior is taken at a time: they are float64 then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +118,10 @@ class ToySource:
 
     def bayes_error(self, n: int = 4_096) -> float:
         """The error of the best classifier: mean of 1 - max p(label | image) over `n` images."""
-        ids = np.arange(n)
-        images = self.sample(
-            ids, class_of_ids(ids, self.n_classes, self.seed), np.zeros(n, dtype=np.int64)
-        )
-        return float(1 - self.posterior(images).max(axis=1).mean())
+        best = []
+        for start in range(0, n, PIECE):
+            ids = np.arange(start, min(start + PIECE, n))
+            classes = class_of_ids(ids, self.n_classes, self.seed)
+            images = self.sample(ids, classes, np.zeros(len(ids), dtype=np.int64))
+            best.append(self.posterior(images).max(axis=1))
+        return float(1 - np.concatenate(best).mean())

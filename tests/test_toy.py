@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from generators import toy
 from generators.label import class_of_ids
 from generators.toy import ToySource
 
@@ -44,6 +45,12 @@ def test_more_noise_is_harder():
     errors = [ToySource(noise=noise).bayes_error(500) for noise in (0.05, 0.2, 0.4)]
     assert errors == sorted(errors)
     assert errors[0] < 0.02 < errors[-1]
+
+
+def test_the_bayes_error_does_not_depend_on_how_many_images_are_taken_at_a_time(monkeypatch):
+    at_once = ToySource().bayes_error(50)
+    monkeypatch.setattr(toy, "PIECE", 20)
+    assert ToySource().bayes_error(50) == pytest.approx(at_once, rel=1e-9)
 
 
 def test_an_image_does_not_depend_on_what_else_is_asked_for():
