@@ -282,8 +282,8 @@ def redraw_until_agreed(source: Source, teacher: Teacher, columns: Columns) -> C
 
 def refuse_constant(columns: Columns) -> None:
     """NumericError if an image is a single colour: what a diverged sampler returns."""
-    flat = columns.images.reshape(len(columns), -1, columns.images.shape[-1])
-    constant = (flat.min(axis=1) == flat.max(axis=1)).all(axis=1)
+    flat, n_channels = columns.images.reshape(len(columns), -1), columns.images.shape[-1]
+    constant = (flat[:, n_channels:] == flat[:, :-n_channels]).all(axis=1)  # each pixel the next
     if constant.any():
         raise NumericError(
             f"ids {columns.ids[constant][:5].tolist()}: images of a single colour;"

@@ -8,10 +8,10 @@ import pytest
 
 from bootstrap.errors import ConfigurationError, DataError, Interrupted, NumericError
 from bootstrap.pool import Pool
-from bootstrap.shards import SPLIT_START
+from bootstrap.shards import SPLIT_START, Columns
 from generators.label import class_of_ids
 from generators.toy import ToySource
-from generators.write import Labelling, generate, label_and_sample
+from generators.write import Labelling, generate, label_and_sample, refuse_constant
 
 SOURCE = ToySource(side=8, n_channels=1)
 SIZES = {"test": 300, "reference": 200, "stream": 5_000}
@@ -270,6 +270,26 @@ def test_images_of_a_single_colour_are_refused(tmp_path):
     with pytest.raises(NumericError, match="single colour"):
         generate(Black(side=8), tmp_path, {"test": 10})
     assert not list(tmp_path.glob("*.h5"))
+
+
+@pytest.fixture(params=[1, 3])
+def columns(request):
+    images = np.zeros((5, 4, 4, request.param), dtype=np.uint8) + np.arange(request.param) * 7
+    images[:, 1, 2, -1] = 255
+    return Columns(images=images.astype(np.uint8), labels=np.arange(5), ids=np.arange(5))
+
+
+@pytest.mark.parametrize("pixel", [(0, 0), (3, 3)])
+def test_one_pixel_of_another_colour_saves_an_image(columns, pixel):
+    columns.images[3, 1, 2] = columns.images[3, 0, 0]
+    columns.images[(3, *pixel)][-1] += 1
+    refuse_constant(columns)
+
+
+def test_an_image_of_a_single_colour_is_named_whatever_the_colour(columns):
+    columns.images[3, 1, 2] = columns.images[3, 0, 0]
+    with pytest.raises(NumericError, match=r"ids \[3\]"):
+        refuse_constant(columns)
 
 
 def test_teacher_labels_without_a_teacher_are_refused():
