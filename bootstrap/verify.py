@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt64
+from jaxtyping import Float, Int, Integer, UInt, UInt64
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from scipy import stats
@@ -105,11 +105,11 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedShard:
-    """What later checks need of a shard: 24 bytes an image, 64 more for near-duplicates."""
+    """What later checks need of a shard: 9 bytes an image, 64 more for near-duplicates."""
 
     record: ShardRecord
-    labels: Int[np.ndarray, " n"]
-    hashes: UInt64[np.ndarray, "n 2"]
+    labels: UInt[np.ndarray, " n"]  # in the smallest type that holds the classes
+    hashes: UInt64[np.ndarray, " n"]
     means: Float[np.ndarray, "n rows columns"] | None
 
 
@@ -307,7 +307,7 @@ def _check_shard(
                     return problem("impossible value", bad[1], start + bad[0])
                 pixels = rows.images.reshape(len(rows), -1)
                 are_all_constant &= bool((pixels == pixels[:, :1]).all())
-                labels.append(rows.labels)
+                labels.append(rows.labels.astype(np.min_scalar_type(manifest.n_classes)))
                 hashes.append(hash_images(rows.images))
                 if deep:
                     means.append(block_means(rows.images))
@@ -368,25 +368,36 @@ def _check_order(shards: list[CheckedShard], split: str, n_classes: int) -> list
     return [Problem(what=what, file=f"{split}-*.h5", why=why, remedy=remedy)]
 
 
-def order_p_values(labels: list[Int[np.ndarray, " n"]], n_classes: int) -> tuple[float, float]:
+def order_p_values(labels: list[Integer[np.ndarray, " n"]], n_classes: int) -> tuple[float, float]:
     """Chance that an i.i.d. order has class counts that differ more, and less, between blocks.
 
     (1, 1) if there are too few blocks or classes to tell. Sorted labels have the first near 0,
     labels dealt in turn the second.
     """
-    column = np.concatenate([*labels, np.empty(0, dtype=np.int64)])
-    n_blocks = len(column) // BLOCK
-    column = column[: n_blocks * BLOCK]
-    group = _class_groups(np.bincount(column, minlength=n_classes), MIN_EXPECTED * n_blocks)
+    of_classes = _block_counts(labels, n_classes)
+    n_blocks = len(of_classes)
+    group = _class_groups(of_classes.sum(axis=0), MIN_EXPECTED * n_blocks)
     n_groups = int(group.max()) + 1
     if min(n_blocks, n_groups) < 2:
         return 1.0, 1.0
-    cells = np.arange(len(column)) // BLOCK * n_groups + group[column]
-    counts = np.bincount(cells, minlength=n_blocks * n_groups).reshape(n_blocks, n_groups)
+    counts = np.stack([of_classes[:, group == g].sum(axis=1) for g in range(n_groups)], axis=1)
     expected = counts.sum(axis=1, keepdims=True) * counts.sum(axis=0) / counts.sum()
     statistic = ((counts - expected) ** 2 / expected).sum()
     freedom = (counts.shape[0] - 1) * (counts.shape[1] - 1)
     return float(stats.chi2.sf(statistic, freedom)), float(stats.chi2.cdf(statistic, freedom))
+
+
+def _block_counts(
+    labels: list[Integer[np.ndarray, " n"]], n_classes: int
+) -> Int[np.ndarray, "blocks classes"]:
+    """How often each class is in each whole block; `labels` of one shard after the other."""
+    counts = np.zeros((sum(map(len, labels)) // BLOCK + 1, n_classes), dtype=np.int64)
+    start = 0
+    for column in labels:
+        block = (start + np.arange(len(column))) // BLOCK
+        np.add.at(counts, (block, column), 1)
+        start += len(column)
+    return counts[:-1]  # the last is not whole
 
 
 def _class_groups(totals: Int[np.ndarray, " classes"], least: int) -> Int[np.ndarray, " classes"]:
@@ -404,7 +415,7 @@ def _check_duplicates(shards: list[CheckedShard]) -> list[Problem]:
     """No image may be there twice, in one split or two."""
     if not shards:
         return []
-    pairs = equal_pairs(np.concatenate([shard.hashes for shard in shards]))
+    pairs = equal_pairs([shard.hashes for shard in shards])
     starts = np.cumsum([0, *(shard.record.n for shard in shards)])
     problems = []
     for again, before in pairs[:N_SHOWN]:
@@ -436,7 +447,7 @@ def _find_near(
     if manifest is None or not shards:
         return ()
     records = [shard.record for shard in shards]
-    hashes = np.concatenate([shard.hashes for shard in shards])
+    hashes = [shard.hashes for shard in shards]
     means = np.concatenate([shard.means for shard in shards if shard.means is not None])
     return near_duplicates(folder, records, manifest.image_shape, hashes, means)
 
