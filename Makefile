@@ -9,10 +9,10 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare plot doctor test test-long check bench bench-generate bench-solvers clean
+.PHONY: help setup generate compare plot doctor test test-long check bench bench-generate bench-solvers bench-scale clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PRESET=$(PRESET) (laptop, quick, smoke, reference)  N=<stream images>"
 	@echo "             EXEC='--precision fp32 --compile off' (both steps)  ARGS='--seeds 0-2 ...' (compare)"
 
@@ -56,6 +56,9 @@ bench-generate: $(READY)  ## measure drawing images against diffusers' pipelines
 
 bench-solvers: $(READY)  ## which solver with how many evaluations (ARGS="--weights W --real DATA")
 	$(BIN)/python -m tests.bench.solvers $(ARGS)
+
+bench-scale: $(READY)  ## measure writing and reading a large data set, ARGS='--n 1000000'
+	$(BIN)/python -m tests.bench.scale $(ARGS)
 
 clean:  ## remove the environment and caches; data and results stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info
