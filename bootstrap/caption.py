@@ -14,24 +14,26 @@ from bootstrap.runlog import Run
 def caption(run: Run) -> str:
     """What a reader must know to judge the figure: data, model, N, seeds, test images, interval."""
     recipe, n_seeds = run.config.get("recipe") or {}, len(run.seeds)
-    sentences = [_about_data(run.config), _about_training(run, recipe)]
+    sentences = [about_data(run.config), about_training(run, recipe)]
     if n_seeds >= MIN_SEEDS:
         sentences.append(f"Mean of {n_seeds} seeds, band: Student-t 95 % interval across seeds.")
     elif n_seeds > 1:
         sentences.append(f"{n_seeds} seeds, each drawn thin, and their mean; no interval.")
     else:
         sentences.append("1 seed; no interval." if n_seeds else "No seed has a record.")
-    sentences.append(_about_test(run.config, recipe))
+    sentences.append(about_test(run.config, recipe))
     return " ".join(s for s in (*sentences, *_notes(run)) if s)
 
 
-def _about_data(config: dict[str, Any]) -> str:
+def about_data(config: dict[str, Any]) -> str:
+    """The data set and where its labels are from."""
     data = config.get("data") or {}
     labels = f" (labels: {data['label_source']})" if data.get("label_source") else ""
     return f"Data: {data['name']}{labels}." if data.get("name") else ""
 
 
-def _about_training(run: Run, recipe: dict[str, Any]) -> str:
+def about_training(run: Run, recipe: dict[str, Any]) -> str:
+    """The model, every N, and how long it trains."""
     parts = [str(recipe["model"])] if recipe.get("model") else []
     if run.n_samples:
         parts.append("N = " + _listed(run.n_samples))
@@ -41,7 +43,8 @@ def _about_training(run: Run, recipe: dict[str, Any]) -> str:
     return ", ".join(parts) + "." if parts else ""
 
 
-def _about_test(config: dict[str, Any], recipe: dict[str, Any]) -> str:
+def about_test(config: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """How many test images are behind a point."""
     n_test = config.get("n_test")
     if not n_test:
         return ""

@@ -206,17 +206,18 @@ def compare(argv: list[str]) -> None:
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
     options = _parse(PlotOptions, argv, "plot", markers=(tyro.conf.Positional,))
-    from bootstrap.curves import summarise
     from bootstrap.files import pretty_json, replace
     from bootstrap.plot import write_figure
+    from bootstrap.reuse_plot import write_reuse_figure
     from bootstrap.runlog import load_runs
+    from bootstrap.summary import summarise
 
     runs = load_runs(options.path)
     if not runs:
         raise ConfigurationError(f"{options.path}: no runs there; `make compare` makes one")
     for run in runs:
         replace(run.path / "summary.json", pretty_json(summarise(run)))
-        for path in write_figure(run):
+        for path in (*write_figure(run), *(write_reuse_figure(run) if options.reuse else ())):
             print(path)
 
 

@@ -17,14 +17,11 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from bootstrap.errors import DataError
-from bootstrap.records import SCHEMA
 from bootstrap.runlog import METRICS, Curves, Run
 
 CONVERGED_TRAIN_ERROR = 0.01  # the paper's T_0: train error at most 1 %
 CONFIDENCE = 0.95
 MIN_SEEDS = 3  # below this no interval: with two seeds it says nothing
-
-Triple = dict[str, float | None]
 
 
 def curve_gap(
@@ -113,10 +110,10 @@ class Spread:
 
     def to_json(self) -> dict[str, Any]:
         """A scalar spread as it is stored; null instead of NaN."""
-        ends = [_number(self.low), _number(self.high)]
+        ends = [number(self.low), number(self.high)]
         interval = None if None in ends else ends
         return {
-            "mean": _number(self.mean),
+            "mean": number(self.mean),
             "interval_95": interval,
             "n_seeds": int(self.n_seeds),
         }
@@ -142,35 +139,6 @@ def first_reuse_step(run: Run, n_samples: int) -> int | None:
     return n_samples // batch_size if batch_size else None
 
 
-def summarise(run: Run) -> dict[str, Any]:
-    """The content of summary.json: by N, the spread over seeds and under `per_seed` each seed.
-
-    Every gap and final entry is {error, soft_error, loss}; null where there is no number. The
-    final step of an entry is the last that both its worlds have; a mean of final scores is over
-    the seeds that reached the latest of these. A world that has not converged is `censored`, and
-    its `max_abs_gap_until_convergence` is the maximum so far.
-    """
-    return {
-        "schema": SCHEMA,
-        "run": run.name,
-        "status": run.status,
-        "seeds": list(run.seeds),
-        "n_test": run.config.get("n_test"),
-        "convergence_train_error": CONVERGED_TRAIN_ERROR,
-        "interval": "Student-t 95 % across seeds, null below 3 seeds",
-        "n_samples": {str(n): _summary_of_n(run, n) for n in run.n_samples},
-    }
-
-
-def _summary_of_n(run: Run, n_samples: int) -> dict[str, Any]:
-    entries = _entries(run, n_samples)
-    return {
-        "first_reuse_step": first_reuse_step(run, n_samples),
-        **_across(list(entries.values())),
-        "per_seed": entries,
-    }
-
-
 def error_by_seed(run: Run, n_samples: int | None) -> Float[np.ndarray, "n_seeds n_steps"]:
     """Test error of the seeds that have any."""
     curves = run.ideal if n_samples is None else run.real[n_samples]
@@ -190,86 +158,13 @@ def seeds_with_values(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values).any(axis=1)]
 
 
-def _entries(run: Run, n_samples: int) -> dict[str, dict[str, Any]]:
-    """An entry per seed for one N."""
-    curves, n_seeds = run.real[n_samples], len(run.seeds)
-    train = at_steps(curves, "train_error", curves.steps, n_seeds)
-    worlds = {"real": curves, "ideal": run.ideal}
-    scores = {
-        name: {m: at_steps(world, f"test_{m}", run.steps, n_seeds) for m in METRICS}
-        for name, world in worlds.items()
-    }
-    scores["gap"] = {m: gap(run, m, n_samples) for m in METRICS}
-    entries = {}
-    for row, seed in enumerate(run.seeds):
-        if not np.isfinite(scores["real"]["error"][row]).any():
-            continue  # this seed was never asked for this N, or has not started
-        converged = convergence_step(curves.steps, train[row])
-        interpolated = convergence_step_interpolated(curves.steps, train[row])
-        mine = {name: {m: v[row] for m, v in by.items()} for name, by in scores.items()}
-        entries[str(seed)] = {
-            "convergence_step": converged,
-            "censored": converged is None,
-            "convergence_step_interpolated": interpolated,
-            **_at_and_until_convergence(run.steps, mine["gap"], converged),
-            **_final(run.steps, mine),
-        }
-    return entries
-
-
-def _at_and_until_convergence(
-    steps: np.ndarray, gaps: dict[str, np.ndarray], converged: int | None
-) -> dict[str, Triple]:
-    at = np.flatnonzero(steps == converged) if converged is not None else np.array([], dtype=int)
-    until = slice(None) if converged is None else steps <= converged
-    return {
-        "gap_at_convergence": {m: _number(g[at[0]]) if len(at) else None for m, g in gaps.items()},
-        "max_abs_gap_until_convergence": {m: _max_abs(g[until]) for m, g in gaps.items()},
-    }
-
-
-def _final(steps: np.ndarray, scores: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
-    """Scores of both worlds and their gap at the last step that both have."""
-    known = np.flatnonzero(np.isfinite(scores["gap"]["error"]))
-    last = known[-1] if len(known) else None
-    final = {
-        f"final_{name}": {m: None if last is None else _number(v[last]) for m, v in by.items()}
-        for name, by in scores.items()
-    }
-    return {"final_step": None if last is None else int(steps[last]), **final}
-
-
-def _across(entries: list[dict[str, Any]]) -> dict[str, Any]:
-    """The spread over seeds of the entries of one N."""
-    n_converged = sum(not entry["censored"] for entry in entries)
-    latest = max((e["final_step"] for e in entries if e["final_step"] is not None), default=None)
-    finished = [e for e in entries if e["final_step"] == latest]
-    return {
-        "n_seeds": len(entries),
-        "n_converged": n_converged,
-        "convergence_step": _scalar_spread([e["convergence_step"] for e in entries]),
-        "gap_at_convergence": _triple_spread(entries, "gap_at_convergence"),
-        "max_abs_gap_until_convergence": _triple_spread(entries, "max_abs_gap_until_convergence"),
-        "final_step": latest,
-        **{f"final_{w}": _triple_spread(finished, f"final_{w}") for w in ("real", "ideal", "gap")},
-    }
-
-
-def _triple_spread(entries: list[dict[str, Any]], key: str) -> dict[str, Any]:
-    return {m: _scalar_spread([entry[key][m] for entry in entries]) for m in METRICS}
-
-
-def _scalar_spread(values: list[float | None]) -> dict[str, Any]:
+def scalar_spread(values: list[float | None]) -> dict[str, Any]:
+    """The spread of one number per seed as it is stored; None does not count."""
     return spread(np.array([np.nan if value is None else value for value in values])).to_json()
 
 
-def _max_abs(values: np.ndarray) -> float | None:
-    known = values[np.isfinite(values)]
-    return float(np.abs(known).max()) if len(known) else None
-
-
-def _number(value: Any) -> float | None:
-    """A float that JSON can hold."""
+def number(value: Any) -> float | None:
+    """A float that JSON can hold: None instead of NaN or infinity."""
     return float(value) if math.isfinite(value) else None
 
 

@@ -118,6 +118,8 @@ class PlotOptions:
 
     path: Path = Path("results")
     """a run, or a folder of runs"""
+    reuse: bool = False
+    """draw reuse.png too: what K passes over N samples are worth in fresh ones"""
 
 
 @dataclass(frozen=True, kw_only=True)

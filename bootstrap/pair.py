@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
-from bootstrap.curves import summarise
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import pretty_json, remove_leftovers, replace
@@ -26,6 +25,7 @@ from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
+from bootstrap.summary import summarise
 from bootstrap.verify import check_used_shards
 
 

@@ -85,8 +85,8 @@ def write_figure(run: Run) -> tuple[Path, ...]:
     figure = _build_figure(run)
     contents = {
         "curves.csv": curves_csv(run),
-        "curves.png": _render(figure, "png", {"Software": None}),
-        "curves.svg": _render(figure, "svg", {"Date": None}),
+        "curves.png": render(figure, "png", {"Software": None}),
+        "curves.svg": render(figure, "svg", {"Date": None}),
     }
     for name, content in contents.items():
         replace(run.path / name, content)
@@ -146,16 +146,17 @@ def _build_figure(run: Run) -> Figure:
         _draw_gaps(below, run, lines)
         _label_ends(above, lines)
         above.set_xlabel("")
-        above.set_title(_title(run), loc="left")
+        above.set_title(title(run), loc="left")
         figure.align_ylabels()
         figure.text(0.015, 0.015, "\n".join(text), fontsize=SMALL_PT, color="0.3", va="bottom")
         return figure
 
 
-def _title(run: Run) -> str:
+def title(run: Run) -> str:
+    """Model and data, or the run's name."""
     model, data = (run.config.get("recipe") or {}).get("model"), run.config.get("data") or {}
-    title = f"{model} on {data['name']}" if model and data.get("name") else run.name
-    return textwrap.shorten(title, 80, placeholder=" ...") or title[:80]
+    text = f"{model} on {data['name']}" if model and data.get("name") else run.name
+    return textwrap.shorten(text, 80, placeholder=" ...") or text[:80]
 
 
 def _draw_errors(ax: Axes, run: Run, lines: list[Line]) -> None:
@@ -371,7 +372,8 @@ def spread_apart(wanted: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarra
     return places
 
 
-def _render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+def render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+    """The figure as the bytes of a file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)

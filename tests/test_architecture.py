@@ -16,6 +16,9 @@ WITHOUT_TORCH = (
     "bootstrap.runlog",
     "bootstrap.curves",
     "bootstrap.plot",
+    "bootstrap.reuse",
+    "bootstrap.reuse_plot",
+    "bootstrap.summary",
     "bootstrap.cli",
 )
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -14,10 +14,10 @@ from bootstrap.curves import (
     curve_gap,
     gap,
     spread,
-    summarise,
 )
 from bootstrap.errors import DataError
 from bootstrap.runlog import load_run
+from bootstrap.summary import summarise
 
 STEPS = np.array([0, 1, 2, 4, 8])
 
