@@ -27,6 +27,7 @@ from bootstrap.presets import PRESETS, build_preset
 from bootstrap.progress import Progress, bar_settings, cost_line, summary_lines
 from bootstrap.recipe import TABLES
 from bootstrap.signals import StopRequest
+from bootstrap.sinks import TENSORBOARD, Sinks, check_installed, parse_sinks, write_tensorboard
 from bootstrap.spec import format_spec, parse_spec
 from bootstrap.worlds import BLOCK
 
@@ -159,7 +160,7 @@ def compare(argv: list[str]) -> None:
         recipe=preset.recipe,
     )
     options = _parse(CompareOptions, argv, "compare", default)
-    seeds = parse_seeds(options.seeds)
+    seeds, openers = parse_seeds(options.seeds), parse_sinks(options.sink)
     data = options.data or Path("data") / preset.data.name
     recipe = options.recipe
     flags = options.execution.resolve("classifier", recipe.n_draws)
@@ -182,7 +183,11 @@ def compare(argv: list[str]) -> None:
         return
     was_complete = plan.is_done(seeds)
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
-    with StopRequest(_say) as stop, Progress(plan, seeds) as progress:
+    with (
+        StopRequest(_say) as stop,
+        Progress(plan, seeds) as progress,
+        Sinks(plan.folder, openers) as sinks,
+    ):
         folder = run_pair(
             recipe,
             data,
@@ -194,6 +199,7 @@ def compare(argv: list[str]) -> None:
             overwrite=options.overwrite,
             control=Control(
                 on_record=progress.on_record,
+                on_row=sinks.on_row,
                 is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
             ),
         )
@@ -212,6 +218,8 @@ def plot(argv: list[str]) -> None:
     from bootstrap.runlog import load_runs
     from bootstrap.summary import summarise
 
+    if options.tensorboard is not None:
+        check_installed(TENSORBOARD, "--tensorboard")
     runs = load_runs(options.path)
     if not runs:
         raise ConfigurationError(f"{options.path}: no runs there; `make compare` makes one")
@@ -219,6 +227,9 @@ def plot(argv: list[str]) -> None:
         replace(run.path / "summary.json", pretty_json(summarise(run)))
         for path in (*write_figure(run), *(write_reuse_figure(run) if options.reuse else ())):
             print(path)
+    if options.tensorboard is not None:
+        for folder in write_tensorboard(runs, options.path, options.tensorboard):
+            print(folder)
 
 
 def verify(argv: list[str]) -> None:

@@ -45,6 +45,7 @@ class Control:
     """How a pair is watched and stopped."""
 
     on_record: Callable[[int, str, Record | StepRecord], None] = lambda seed, world, record: None
+    on_row: Callable[[int, str, dict[str, Any]], None] = lambda seed, stem, row: None
     is_interrupted: Callable[[], bool] = lambda: False
     checkpoint_every_s: float = 60.0
     share_prefix: bool = True  # False trains every real world from step 0: the same, but slower
@@ -247,9 +248,11 @@ def advance(
                 if record.step >= until_step:
                     continue
                 if isinstance(record, Record):
-                    rows[world].write(record.for_world(world).to_json())
+                    file, row = rows[world], record.for_world(world).to_json()
                 else:
-                    steps[world].write(record.to_json())
+                    file, row = steps[world], record.to_json()
+                control.on_row(run.seed, file.path.stem, row)
+                file.write(row)
             control.on_record(run.seed, label, record)
 
         def save_state(kind: str) -> None:

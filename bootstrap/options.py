@@ -106,6 +106,8 @@ class CompareOptions:
     """say what would be run, then stop"""
     overwrite: bool = False
     """delete the run first, if it exists"""
+    sink: str = ""
+    """also send the records to tensorboard (files in the run's folder) or wandb, or to both: a,b"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
     execution: Execution = field(default_factory=Execution)
@@ -120,6 +122,8 @@ class PlotOptions:
     """a run, or a folder of runs"""
     reuse: bool = False
     """draw reuse.png too: what K passes over N samples are worth in fresh ones"""
+    tensorboard: Path | None = None
+    """also make TensorBoard files of the runs' records, under this folder"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,7 +168,7 @@ def build_curves(rows_by_seed: Sequence[list[dict[str, Any]]]) -> Curves:
     columns: dict[str, np.ndarray] = {}
     for seed, rows in enumerate(rows_by_seed):
         for row in rows:
-            for key, value in _flatten(row).items():
+            for key, value in flatten(row).items():
                 if key == "step" or not isinstance(value, (int, float)):
                     continue
                 if key not in columns:
@@ -177,7 +177,7 @@ def build_curves(rows_by_seed: Sequence[list[dict[str, Any]]]) -> Curves:
     return Curves(steps=steps, columns=columns)
 
 
-def _flatten(row: dict[str, Any]) -> dict[str, Any]:
+def flatten(row: dict[str, Any]) -> dict[str, Any]:
     """A row as columns: what is under `extra` gets the prefix `extra.`; the schema is left out."""
     flat = {key: value for key, value in row.items() if key not in ("schema", "extra")}
     return flat | {f"extra.{key}": value for key, value in row.get("extra", {}).items()}
@@ -256,7 +256,7 @@ class Run:
             for n in (None, *self.n_samples):
                 world, stem = (IDEAL, IDEAL) if n is None else ("real", real_name(n))
                 key = {"run": self.name, "seed": seed, "world": world, "n_samples": n}
-                rows += [key | _flatten(row) for row in self.rows(seed, stem)]
+                rows += [key | flatten(row) for row in self.rows(seed, stem)]
         columns = None if rows else ["run", "seed", "world", "n_samples", "step"]
         return pandas.DataFrame(rows, columns=columns).astype({"n_samples": "Int64"})
 

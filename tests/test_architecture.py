@@ -19,6 +19,7 @@ WITHOUT_TORCH = (
     "bootstrap.reuse",
     "bootstrap.reuse_plot",
     "bootstrap.summary",
+    "bootstrap.sinks",
     "bootstrap.cli",
 )
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
