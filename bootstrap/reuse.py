@@ -97,11 +97,10 @@ def _passes(most: float) -> list[int]:
 
 
 def _rates_at(ideal: Track, real: Track, n_samples: int, n_passes: int, metric: str) -> PerSeed:
-    by_seed = zip(
-        *(real.samples, real.scores[metric], ideal.samples, ideal.scores[metric]), strict=True
-    )
-    targets_and_ideal = ((score_at(x, y, n_passes * n_samples), *rest) for x, y, *rest in by_seed)
-    found = [samples_to_reach(x, y, target) for target, x, y in targets_and_ideal]
+    found = []
+    for row in range(len(ideal.samples)):
+        target = score_at(real.samples[row], real.scores[metric][row], n_passes * n_samples)
+        found.append(samples_to_reach(ideal.samples[row], ideal.scores[metric][row], target))
     return np.array(found) / n_samples
 
 

@@ -57,8 +57,8 @@ class TensorBoardSink:
         folder.mkdir(parents=True, exist_ok=True)
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
-        self._file = (folder / f"events.out.tfevents.{time.time_ns()}.deep-bootstrap").open("wb")
-        self._records = RecordWriter(self._file)
+        path = folder / f"events.out.tfevents.{time.time_ns()}.deep-bootstrap"
+        self._records = RecordWriter(path.open("wb"))
         self._wall_s = 0.0
         self._append(self._event(file_version="brain.Event:2"))
         # a TensorBoard that shows the earlier files forgets what it has from them
