@@ -211,7 +211,7 @@ def compare(argv: list[str]) -> None:
 
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
-    options = _parse(PlotOptions, argv, "plot", markers=(tyro.conf.Positional,))
+    options = _parse(PlotOptions, argv, "plot")
     from bootstrap.files import pretty_json, replace
     from bootstrap.plot import write_figure
     from bootstrap.reuse_plot import write_reuse_figure

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyro.conf import Positional
+
 from bootstrap.errors import ConfigurationError
 from bootstrap.recipe import Recipe
 
@@ -118,7 +120,7 @@ class CompareOptions:
 class PlotOptions:
     """Draw the figure of every run under a folder again; needs neither torch nor data."""
 
-    path: Path = Path("results")
+    path: Positional[Path] = Path("results")
     """a run, or a folder of runs"""
     reuse: bool = False
     """draw reuse.png too: what K passes over N samples are worth in fresh ones"""
