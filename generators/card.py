@@ -15,8 +15,17 @@ from bootstrap.files import replace
 from bootstrap.pool import Pool
 from bootstrap.shards import Columns, Manifest
 
+SHIPPED = Path(__file__).resolve().parent / "weights"
+QUALITY_KEYS = ("weights_sha256", "sampler", "labels")  # of the provenance: what decides quality
 N_PER_CLASS = 10
 ENLARGED_PX = 64  # side of an image in the picture
+CLOSEST = (
+    "",
+    "![closest pairs](closest.png)",
+    "",
+    "The ten images closest to a training image in pixels, below them those training images;"
+    " then the same in features.",
+)
 
 
 def write_card(folder: Path, manifest: Manifest) -> None:
@@ -80,7 +89,7 @@ def card_text(folder: Path, manifest: Manifest, split: str, columns: Columns) ->
         f"Class balance over {len(columns):,} images of `{split}`:"
         f" smallest {counts.min():,}, largest {counts.max():,}.",
         *_teacher_lines(columns),
-        *_quality_lines(folder),
+        *_quality_lines(folder, manifest),
     ]
     return "\n".join(lines) + "\n"
 
@@ -105,17 +114,31 @@ def _teacher_lines(columns: Columns) -> list[str]:
     return lines
 
 
-def _quality_lines(folder: Path) -> list[str]:
-    path = folder / "quality.json"
-    if not path.exists():
+def measured_quality(folder: Path, manifest: Manifest) -> tuple[dict[str, Any] | None, bool]:
+    """What `quality` measured of this data set, else of one that was made alike; is it its own?"""
+    own = folder / "quality.json"
+    if own.exists():
+        return json.loads(own.read_bytes()), True
+    for path in sorted(SHIPPED.glob("*.quality.json")):
+        quality = json.loads(path.read_bytes())
+        pairs = [(quality["generator"][key], manifest.generator.get(key)) for key in QUALITY_KEYS]
+        if all(there == here for there, here in pairs):
+            return quality, False
+    return None, False
+
+
+def _quality_lines(folder: Path, manifest: Manifest) -> list[str]:
+    quality, is_own = measured_quality(folder, manifest)
+    if quality is None:
         return []
-    quality: dict[str, Any] = json.loads(path.read_bytes())
+    other = f"Measured on {quality['data']}, made with the same weights, sampler and labels."
     teacher, labels, copies = quality["teacher"], quality["labels"], quality["memorisation"]
     duplicates = copies["duplicates"]
     return [
         "",
         "## Quality",
         "",
+        *([] if is_own else [other, ""]),
         *_cross_test_table(quality),
         "",
         f"On the features of the project's own teacher ({teacher['name']}, test error"
@@ -136,11 +159,7 @@ def _quality_lines(folder: Path) -> list[str]:
         f" features. Duplicates among them: {duplicates['exact']} exact, {duplicates['near']} near;"
         f" equal to a real training image: {duplicates['exact_in_real_train']}, to a real test"
         f" image: {duplicates['exact_in_real_test']}.",
-        "",
-        "![closest pairs](closest.png)",
-        "",
-        "The ten images closest to a training image in pixels, below them those training images;"
-        " then the same in features.",
+        *(CLOSEST if is_own else []),
     ]
 
 

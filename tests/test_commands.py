@@ -11,6 +11,8 @@ from safetensors import safe_open
 from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.pool import Pool
+from bootstrap.shards import read_manifest
+from generators.card import card_text
 from generators.commands.quality import QualityOptions, run_quality
 from generators.commands.train_generator import TrainGeneratorOptions, run_train_generator
 from generators.commands.train_teacher import TrainTeacherOptions, run_train_teacher
@@ -207,3 +209,20 @@ def test_measuring_again_trains_nothing_again(judged, real, teacher):
     list(run_quality(quality_options(judged, real, teacher), FLAGS, never))
     assert before
     assert {p: p.stat().st_mtime_ns for p in judged.rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(("n_steps", "is_shown"), [(4, True), (8, False)])
+def test_a_card_shows_the_quality_of_sets_made_alike_only(
+    judged, tmp_path, monkeypatch, n_steps, is_shown
+):
+    made = {"weights_sha256": "1f", "sampler": {"n_steps": 4}, "labels": {"mode": "conditional"}}
+    quality = json.loads((judged / "quality.json").read_bytes()) | {"generator": made}
+    (tmp_path / "small.quality.json").write_text(json.dumps(quality))
+    monkeypatch.setattr("generators.card.SHIPPED", tmp_path)
+    manifest = replace(
+        read_manifest(judged), generator=made | {"seed": 1, "sampler": {"n_steps": n_steps}}
+    )
+    text = card_text(tmp_path, manifest, "test", Pool(judged, "test").first(300))
+    assert ("Measured on toy, made with the same weights" in text) == is_shown
+    assert ("| trained on |" in text) == is_shown
+    assert "closest.png" not in text  # that picture is of the other set

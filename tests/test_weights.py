@@ -1,9 +1,11 @@
 """What ships: small, versioned weights, each with a card that says what it is."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from bootstrap.files import file_sha256
 from generators.denoiser import read_card, read_denoiser
 from generators.label import read_teacher_card
 
@@ -39,3 +41,11 @@ def test_the_card_and_the_file_agree_on_the_error_of_the_teacher():
     assert card["test_error"] <= 0.1
     assert card["n_test"] == 10_000
     assert f"{card['test_error']:.2%}".replace("%", " %") in (WEIGHTS / "teacher-v1.md").read_text()
+
+
+def test_the_quality_of_the_shipped_denoiser_is_that_of_this_file():
+    weights = WEIGHTS / "small-v2.safetensors"
+    quality = json.loads((WEIGHTS / "small-v2.quality.json").read_bytes())
+    assert quality["generator"]["weights_sha256"] == file_sha256(weights)
+    error = quality["cross_test_error"]["generated_to_real"]
+    assert f"{error:.3f} test error on real CIFAR-10" in weights.with_suffix(".md").read_text()

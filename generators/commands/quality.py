@@ -80,6 +80,8 @@ def run_quality(
     card = read_teacher_card(options.teacher)
     quality = {
         "schema": 1,
+        "data": data.name,
+        "generator": read_manifest(data).generator,
         "cross_test_error": errors,
         "n_train": n_train,
         "n_test": {name: read_manifest(path).n("test") for name, path in sets.items()},
