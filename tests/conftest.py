@@ -1,5 +1,6 @@
 """What the tests share: the flags of a plain machine, a tiny toy data set, the command line."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ from bootstrap.cli import main
 from bootstrap.execution import Flags
 from generators.toy import ToySource
 from generators.write import generate
+
+
+def pytest_configure():
+    """Shells start jobs in the background with SIGINT ignored, and so would be what tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
