@@ -9,7 +9,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare plot doctor test test-long check bench bench-generate bench-solvers bench-scale clean
+.PHONY: help setup generate compare plot doctor test test-long check bench bench-generate bench-solvers bench-scale bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-solvers: $(READY)  ## which solver with how many evaluations (ARGS="--weig
 
 bench-scale: $(READY)  ## measure writing and reading a large data set, ARGS='--n 1000000'
 	$(BIN)/python -m tests.bench.scale $(ARGS)
+
+bench-import: $(READY)  ## import a CIFAR-5m part of full length: time, memory, every row (10 GB of disk)
+	$(BIN)/python -m tests.bench.importing $(ARGS)
 
 clean:  ## remove the environment and caches; data and results stay
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis *.egg-info

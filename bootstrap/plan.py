@@ -12,6 +12,7 @@ from bootstrap.environment import describe_environment
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
+from bootstrap.presets import PRESETS
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
@@ -111,8 +112,10 @@ def check_enough_data(
         blocks = -(-needed // BLOCK) * BLOCK
         command = "deep-bootstrap generate" + ("" if preset == "custom" else f" --preset {preset}")
         remedy = f"run `{command} --data {data} --n {blocks}`"
+        if not is_data_of_preset(manifest, preset):
+            remedy += " and the --source that made it"
         if manifest.generator.get("source") == "import":
-            remedy = "import more images"
+            remedy = f"import more, or draw some: `deep-bootstrap train-generator --images {data}`,"
         raise NotEnoughData(
             f"{data}: the stream holds {manifest.n_stream:,} samples, {needed:,} are needed"
             f" ({recipe.n_steps:,} steps x {recipe.batch_size}, N up to {max(n_samples):,});"
@@ -120,6 +123,14 @@ def check_enough_data(
         )
     if manifest.n("test") == 0:
         raise NotEnoughData(f"{data}: there is no test split; generate or import one")
+
+
+def is_data_of_preset(manifest: Manifest, preset: str) -> bool:
+    """Whether a preset's own source makes these images, as far as kind and weights tell."""
+    if preset not in PRESETS:
+        return True
+    source, generator = PRESETS[preset]().data.source, manifest.generator
+    return source.startswith(generator.get("source", "")) and generator.get("weights", "") in source
 
 
 def identity(

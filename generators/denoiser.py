@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import torch
+import tyro
 from diffusers import UNet2DModel
 from jaxtyping import Float, Int
 from safetensors import safe_open
@@ -20,19 +21,23 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from bootstrap.errors import ConfigurationError
 from bootstrap.files import replace
 from bootstrap.randomness import Stream, torch_seed
 from generators.sources import CIFAR10_CLASSES
+
+T = TypeVar("T")
+FromImages = Annotated[T, tyro.conf.Suppress, tyro.conf.Fixed]  # the images decide, no option does
 
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserConfig:
     """The shape of a denoiser; `fold_px` pixels a side become channels before all else."""
 
-    image_shape: tuple[int, int, int] = (32, 32, 3)  # height, width, channel
-    class_names: tuple[str, ...] = CIFAR10_CLASSES
+    image_shape: FromImages[tuple[int, int, int]] = (32, 32, 3)  # height, width, channel
+    class_names: FromImages[tuple[str, ...]] = CIFAR10_CLASSES
     fold_px: int = 2
-    widths: tuple[int, ...] = (48, 96, 192)
+    widths: tuple[int, ...] = (48, 96, 192)  # channels of each level; a level halves the side
     n_layers: int = 1
     norm_groups: int = 16
     prediction: Literal["velocity", "edm"] = "velocity"  # what the network is asked for
@@ -44,20 +49,39 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         if not self.widths or min(*self.widths, self.fold_px, self.n_layers, self.norm_groups) < 1:
-            raise ValueError(
+            raise ConfigurationError(
                 f"widths={self.widths}, fold_px={self.fold_px}, n_layers={self.n_layers},"
                 f" norm_groups={self.norm_groups}: all must be at least 1"
             )
-        unit = self.fold_px * 2 ** (len(self.widths) - 1)
-        if any(side % unit for side in self.image_shape[:2]):
-            raise ValueError(
-                f"image sides {self.image_shape[:2]} must be multiples of {unit}"
-                f" (fold_px={self.fold_px}, {len(self.widths)} levels)"
-            )
         if any(width % self.norm_groups for width in self.widths):
-            raise ValueError(
+            raise ConfigurationError(
                 f"widths={self.widths} must be multiples of norm_groups={self.norm_groups}"
             )
+        if not self._divides(self.fold_px, len(self.widths)):
+            raise ConfigurationError(self._sides_that_work())
+
+    def _divides(self, fold_px: int, n_levels: int) -> bool:
+        return not any(side % (fold_px * 2 ** (n_levels - 1)) for side in self.image_shape[:2])
+
+    def _sides_that_work(self) -> str:
+        height, width = self.image_shape[:2]
+        n_levels = len(self.widths)
+        unit = self.fold_px * 2 ** (n_levels - 1)
+        below = (height if height % unit else width) // unit * unit
+        near = f"{below} or {below + unit}" if below else f"{unit}"
+        fold_px, n = next(
+            (fold_px, n)
+            for fold_px in (self.fold_px, 1)
+            for n in range(n_levels, 0, -1)
+            if self._divides(fold_px, n)
+        )
+        remedy = "--widths " + " ".join(map(str, self.widths[:n]))
+        if fold_px != self.fold_px:
+            remedy = f"--fold-px {fold_px} {remedy}"
+        return (
+            f"images of {height}x{width}: sides must be multiples of {unit} (fold_px="
+            f"{self.fold_px}, {n_levels} levels), such as {near}; or train with `{remedy}`"
+        )
 
 
 DATA_STD = 0.5  # of images in [-1, 1]

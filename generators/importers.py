@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
+import tyro
 from jaxtyping import Int, UInt8
 
 from bootstrap.dataset import check_configuration, collect_manifest
@@ -104,6 +105,16 @@ def import_npz(
 
     stream: whole blocks of the permuted training rows. reference: the rest of them, at least
     `n_reference`. test: the first `n_test` rows of the test parts (all if None), permuted.
+
+    Args:
+        parts_folder: holds the npz parts
+        out: the data set's folder
+        name: of the data set, by default that of its folder
+        train_pattern: which files hold training images
+        test_pattern: which files hold test images
+        n_test: test images, by default all
+        n_reference: training images to hold out at least
+        seed: of the order
     """
     train, test = npz_parts(parts_folder, train_pattern), npz_parts(parts_folder, test_pattern)
     shared = {part.path for part in train} & {part.path for part in test}
@@ -129,12 +140,22 @@ def import_npz(
 
 
 def import_cifar5m(
-    folder: Path, out: Path = Path("data/cifar5m"), *, n_test: int = 50_000, seed: int = 0
+    folder: Path,
+    out: tyro.conf.Positional[Path] = Path("data/cifar5m"),
+    *,
+    n_test: int = 50_000,
+    seed: int = 0,
 ) -> Manifest:
     """CIFAR-5m (Nakkiran et al. 2021) from its files part0.npz to part5.npz; returns its manifest.
 
     stream: parts 0-4. test: the first `n_test` rows of part 5, permuted; 10,000 is the official
     test set. reference: the rest of part 5. Parts may have any length (published: 1,000,448).
+
+    Args:
+        folder: holds part0.npz to part5.npz
+        out: the data set's folder
+        n_test: test images
+        seed: of the order
     """
     parts = tuple(NpzPart.open(folder / f"part{k}.npz") for k in range(6))
     n_train, n_last = sum(part.n for part in parts[:5]), parts[5].n
@@ -170,12 +191,28 @@ def import_image_folder(
 
     Images become squares of `side` pixels. A random `test_fraction` of them is `test`; the others
     are divided like the training rows of `import_npz`.
+
+    Args:
+        folder: one subfolder of images per class
+        out: the data set's folder
+        name: of the data set, by default that of its folder
+        side: pixels; the denoiser takes multiples of 8
+        test_fraction: of the images become the test split
+        n_reference: training images to hold out at least
+        seed: of the order
     """
     if not 0 < test_fraction < 1:
         raise ConfigurationError(f"test_fraction={test_fraction} must be between 0 and 1")
+    if side < 1:
+        raise ConfigurationError(f"side={side} must be at least 1; the denoiser takes 8, 16, 24...")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the one that holds <class>/<image> files")
     content = read_image_folder(folder, side)
+    if len(content.class_names) < 2:
+        raise DataError(
+            f"{folder}: only one class, {content.class_names[0]!r}; give the folder that holds"
+            " <class>/<image> files of at least two"
+        )
     order = permutation(seed, Stream.IMPORT_ORDER, TEST, n=len(content.labels))
     n_test = max(1, round(test_fraction * len(order)))
     n_stream = _n_stream(len(order) - n_test, n_reference)
@@ -205,6 +242,14 @@ def import_torchvision(
     """A data set from a torchvision set below `root`, held in memory once; returns its manifest.
 
     Divided like `import_npz`. Nothing is downloaded; torchvision unpickles some of its sets.
+
+    Args:
+        dataset: the name of its class, such as MNIST
+        root: the folder that torchvision was or would be told to download to
+        out: the data set's folder
+        name: of the data set, by default that of its folder
+        n_reference: training images to hold out at least
+        seed: of the order
     """
     train, test = (read_torchvision(dataset, root, train=is_train) for is_train in (True, False))
     n_train, n_test = len(train.labels), len(test.labels)
@@ -352,21 +397,26 @@ def _make(source: Source, missing: list[PlannedShard], out: Path, generator: dic
         _spill(source, [_rows(bucket) for bucket in buckets], scratch)
         scratch.seek(0)
         for bucket in buckets:
-            rows = _rows(bucket)
-            images = _read_images(scratch, len(rows), source.image_shape)
-            place = np.empty(len(rows), dtype=np.int64)  # the region is in the order of the source
-            place[np.argsort(rows)] = np.arange(len(rows))
-            for shard in bucket:
-                n = len(shard.rows)
-                columns = Columns(
-                    images=images[place[:n]],
-                    labels=source.labels[shard.rows],
-                    ids=shard.first_id + np.arange(n),
-                )
-                place = place[n:]
-                publish_shard(
-                    out, shard.split, shard.index, columns, len(source.class_names), provenance
-                )
+            _publish_bucket(source, bucket, scratch, out, provenance)
+
+
+def _publish_bucket(
+    source: Source, bucket: list[PlannedShard], scratch: BinaryIO, out: Path, provenance: dict
+) -> None:
+    """Read the next region of `scratch`, and publish its shards."""
+    rows = _rows(bucket)
+    images = _read_images(scratch, len(rows), source.image_shape)
+    place = np.empty(len(rows), dtype=np.int64)  # the region is in the order of the source
+    place[np.argsort(rows)] = np.arange(len(rows))
+    for shard in bucket:
+        n = len(shard.rows)
+        columns = Columns(
+            images=images[place[:n]],
+            labels=source.labels[shard.rows],
+            ids=shard.first_id + np.arange(n),
+        )
+        place = place[n:]
+        publish_shard(out, shard.split, shard.index, columns, len(source.class_names), provenance)
 
 
 def _buckets(shards: list[PlannedShard], max_rows: int) -> list[list[PlannedShard]]:

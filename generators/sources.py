@@ -223,15 +223,22 @@ def numbered_classes(
 
 def read_image_folder(folder: Path, side: int) -> LabelledImages:
     """`folder/<class>/<image>`, centre-cropped to a square and resized to `side` pixels, RGB."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    classes = sorted(
+        path.name for path in folder.iterdir() if path.is_dir() and path.name[0] != "."
+    )
     files = [
         (label, path)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).iterdir())
         if path.suffix.lower() in IMAGE_SUFFIXES
     ]
-    if not files:
-        raise DataError(f"{folder}: no <class>/<image> files there")
+    without = sorted(set(range(len(classes))) - {label for label, _ in files})
+    if not files or without:
+        where = folder / classes[without[0]] if without else folder
+        raise DataError(
+            f"{where}: no images there; give the folder that holds <class>/<image> files"
+            f" ({', '.join(sorted(IMAGE_SUFFIXES))}), and remove subfolders without any"
+        )
     images = np.empty((len(files), side, side, 3), dtype=np.uint8)
     for row, (_, path) in enumerate(files):
         images[row] = _read_square(path, side)
@@ -261,21 +268,26 @@ def read_torchvision(name: str, root: Path, train: bool) -> LabelledImages:
 
     torchvision itself unpickles some of its sets (CIFAR's), so ask for files that you trust.
     """
-    import torchvision
+    from torchvision import datasets
 
-    if not hasattr(torchvision.datasets, name):
+    if name not in datasets.__all__:
+        close = [n for n in datasets.__all__ if n.lower() == name.lower()]
+        hint = f"; did you mean {close[0]!r}?" if close else ", such as MNIST"
         raise ConfigurationError(
-            f"torchvision has no data set {name!r}; names are those of its classes, e.g. CIFAR10"
+            f"torchvision has no data set {name!r}; names are those of its classes{hint}"
         )
     try:
-        dataset = getattr(torchvision.datasets, name)(root=str(root), train=train, download=False)
+        dataset = getattr(datasets, name)(root=str(root), train=train, download=False)
     except TypeError as error:
         raise ConfigurationError(
             f"torchvision's {name} has no train and test part by that name ({error});"
             " save it as images or npz parts"
         ) from error
     except RuntimeError as error:
-        raise DataError(f"{root}: no {name} there ({error})") from error
+        raise DataError(
+            f"{root}: no {name} there; nothing is downloaded: put its unpacked files where"
+            f" `torchvision.datasets.{name}({str(root)!r}, download=True)` puts them"
+        ) from error
     images, labels = zip(
         *((np.asarray(image), int(label)) for image, label in dataset), strict=True
     )

@@ -46,6 +46,8 @@ class DenoiserRecipe:
     warmup_images: int = 25_000
     decay_fraction: float = 0.2  # the learning rate falls linearly to zero over this last part
     label_drop_fraction: float = 0.1
+    mirror: bool = True
+    """mirror half of the images; not for digits or text"""
     clip_norm: float = 1.0
     distill_steps: int = 0  # above 0: learn to go the initial weights' guided way in so many steps
     distill_guidance: float = 2.0
@@ -160,7 +162,7 @@ def train_denoiser(
         draws = uniforms(
             recipe.seed, Stream.DENOISER_BATCH, state.step, n=2 * recipe.batch_size
         ).reshape(2, -1)[:, share]
-        x = _to_unit_range(images[index], flip=draws[0] < 0.5)
+        x = _to_unit_range(images[index], flip=draws[0] < 0.5 * recipe.mirror)
         label = labels[index]
         if guide is None:
             is_dropped = torch.from_numpy(draws[1] < recipe.label_drop_fraction).to(device)

@@ -1,17 +1,20 @@
 """The generator's commands at toy size: fit a denoiser, a teacher, and judge a data set."""
 
 import json
+import shlex
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
-from bootstrap.errors import ConfigurationError, Interrupted
+from bootstrap.errors import ConfigurationError, DataError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.pool import Pool
 from bootstrap.shards import read_manifest
+from generators.build import build_source
 from generators.card import card_text
 from generators.commands.quality import QualityOptions, run_quality
 from generators.commands.train_generator import TrainGeneratorOptions, run_train_generator
@@ -124,6 +127,49 @@ def test_distilled_weights_are_drawn_from_in_their_own_steps_only(parts, denoise
     DiffusionSpec(weights=path, solver="euler", n_steps=2).build(tmp_path, FLAGS)
     with pytest.raises(ConfigurationError, match="solver='euler', n_steps=2"):
         DiffusionSpec(weights=path, n_steps=4).build(tmp_path, FLAGS)
+
+
+@pytest.mark.parametrize("distill_steps", [0, 2])
+def test_the_last_line_is_the_source_to_draw_from(parts, denoiser, tmp_path, distill_steps):
+    recipe = replace(TINY, distill_steps=distill_steps)
+    options = TrainGeneratorOptions(images=parts, work=tmp_path, init=denoiser, recipe=recipe)
+    *_, last = run_train_generator(options, FLAGS, never)
+    words = shlex.split(last.removeprefix("next: "))
+    assert words[:3] == ["deep-bootstrap", "generate", "--source"]
+    source = build_source(words[3], tmp_path, FLAGS)
+    assert source.path == tmp_path / "denoiser.safetensors"
+    assert source.config.nfe == (distill_steps or 16)
+
+
+def test_training_starts_from_other_weights_with_their_network(parts, denoiser, tmp_path):
+    recipe = replace(TINY, config=DenoiserConfig())
+    options = TrainGeneratorOptions(images=parts, work=tmp_path, init=denoiser, recipe=recipe)
+    list(run_train_generator(options, FLAGS, never))
+    assert read_denoiser(tmp_path / "denoiser.safetensors").config.widths == (16, 32)
+
+
+def test_weights_for_other_images_are_no_start(tmp_path, denoiser):
+    images = np.zeros((20, 12, 12, 1), np.uint8)
+    np.savez(tmp_path / "train-0.npz", X=images, Y=np.arange(20) % 4)
+    options = TrainGeneratorOptions(images=tmp_path, work=tmp_path, init=denoiser, recipe=TINY)
+    rule = r"draws images of 8x8x3 in 10 classes, but .* 12x12x1 in 4; leave --init out"
+    with pytest.raises(ConfigurationError, match=rule):
+        list(run_train_generator(options, FLAGS, never))
+
+
+def test_a_class_without_images_is_refused_before_training(tmp_path):
+    labels = 1 + np.arange(20) % 4  # numbered from 1
+    np.savez(tmp_path / "train-0.npz", X=np.zeros((20, 8, 8, 1), np.uint8), Y=labels)
+    with pytest.raises(DataError, match=r"no image of class '0' .* number the labels from 0"):
+        fit(tmp_path, tmp_path)
+
+
+def test_the_grid_shows_the_first_ten_of_many_classes(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    np.savez(tmp_path / "train-0.npz", X=images, Y=np.arange(60) % 30)
+    fit(tmp_path, tmp_path / "work")
+    with Image.open(tmp_path / "work" / "samples-000040.png") as grid:
+        assert grid.width == grid.height
 
 
 def test_the_images_seen_before_are_counted_on_the_card(parts, denoiser, tmp_path):

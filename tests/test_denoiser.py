@@ -1,6 +1,7 @@
 """The denoiser: fresh weights from a seed, training that learns and that resumes bit for bit."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from bootstrap.checkpoint import read_latest, write_checkpoint
-from bootstrap.errors import NumericError
+from bootstrap.errors import ConfigurationError, NumericError
 from generators.denoiser import (
     DenoiserConfig,
     FromData,
@@ -128,6 +129,42 @@ def test_sizes_that_do_not_fit_are_refused(change, rule):
         DenoiserConfig(**{**vars(TINY), **change})
 
 
+def options_in(message):
+    """The options that a refusal advises, as fields of the configuration."""
+    words = re.search(r"train with `(.*)`", message)[1].split("--")[1:]
+    values = {word.split()[0].replace("-", "_"): word.split()[1:] for word in words}
+    fold = {"fold_px": int(values["fold_px"][0])} if "fold_px" in values else {}
+    return {"widths": tuple(map(int, values["widths"])), **fold}
+
+
+@pytest.mark.parametrize(
+    ("side", "sides", "options"),
+    [
+        (28, (24, 32), "--widths 48 96`"),
+        (30, (24, 32), "--widths 48`"),
+        (25, (24, 32), "--fold-px 1 --widths 48`"),
+        (4, (8,), "--widths 48 96`"),
+    ],
+)
+def test_a_refused_side_comes_with_sides_and_options_that_work(side, sides, options):
+    with pytest.raises(ConfigurationError) as caught:
+        DenoiserConfig(image_shape=(side, side, 1))
+    message = str(caught.value)
+    assert f"such as {' or '.join(map(str, sides))}; or train with" in message
+    assert options in message
+    for works in sides:
+        DenoiserConfig(image_shape=(works, works, 1))
+    config = DenoiserConfig(image_shape=(side, side, 1), **options_in(message))
+    x = torch.zeros(1, 1, side, side)
+    with torch.no_grad():
+        assert build_denoiser(config, 0)(x, torch.ones(1), torch.tensor([0])).shape == x.shape
+
+
+def test_an_oblong_image_is_judged_by_both_sides():
+    with pytest.raises(ConfigurationError, match=r"8x12: .* such as 8 or 16; .*--widths 48 96`"):
+        DenoiserConfig(image_shape=(8, 12, 3))
+
+
 def test_the_loss_of_the_right_velocity_is_zero():
     images = torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
 
@@ -171,6 +208,18 @@ def test_training_resumed_in_the_middle_equals_training_without_a_stop(tmp_path,
 
     assert resumed.step == whole.step == 6
     assert is_equal(whole.tensors(), resumed.tensors())
+
+
+@pytest.mark.parametrize("is_symmetric", [False, True])
+def test_without_mirroring_images_are_learned_as_they_are(data, is_symmetric):
+    images = data.images.copy()
+    if is_symmetric:
+        images[:, :, 4:] = images[:, :, 3::-1]
+    states = [build_state(RECIPE, CPU) for _ in range(2)]
+    for state, mirror in zip(states, (True, False), strict=True):
+        recipe = replace(RECIPE, mirror=mirror)
+        list(train_denoiser(recipe, replace(data, images=images), state))
+    assert is_equal(states[0].model.state_dict(), states[1].model.state_dict()) == is_symmetric
 
 
 def test_training_leaves_the_global_generator_alone(data):

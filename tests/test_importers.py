@@ -486,6 +486,19 @@ def test_a_test_fraction_that_leaves_a_part_empty_is_refused(tmp_path, out, test
         import_image_folder(tmp_path, out, name="x", side=8, test_fraction=test_fraction)
 
 
+@pytest.mark.parametrize("side", [0, -1])
+def test_a_side_of_no_pixels_is_refused(tmp_path, out, side):
+    with pytest.raises(ConfigurationError, match=f"side={side} must be at least 1"):
+        import_image_folder(tmp_path, out, side=side)
+
+
+def test_an_image_folder_of_one_class_is_refused_by_its_name(tmp_path, out):
+    (tmp_path / "images" / "all").mkdir(parents=True)
+    Image.fromarray(numbered_images(0, 1)[0]).save(tmp_path / "images" / "all" / "1.png")
+    with pytest.raises(DataError, match="only one class, 'all'; give the folder that holds"):
+        import_image_folder(tmp_path / "images", out, side=8)
+
+
 def test_an_image_folder_that_is_not_there_is_refused(tmp_path, out):
     with pytest.raises(DataError, match="no such folder"):
         import_image_folder(tmp_path / "nowhere", out, name="x", side=8)

@@ -319,6 +319,19 @@ def test_a_folder_without_images_is_refused(tmp_path):
         read_image_folder(tmp_path, side=8)
 
 
+def test_a_class_without_images_is_refused_by_name(tmp_path):
+    write_image(tmp_path / "train" / "dog" / "1.png", make_rows(1)[0][0])
+    write_image(tmp_path / "bird" / "1.png", make_rows(1)[0][0])
+    with pytest.raises(DataError, match=r"train: no images there; give the folder that holds"):
+        read_image_folder(tmp_path, side=8)
+
+
+def test_hidden_folders_are_no_classes(tmp_path):
+    write_image(tmp_path / "bird" / "1.png", make_rows(1)[0][0])
+    (tmp_path / ".cache").mkdir()
+    assert read_image_folder(tmp_path, side=8).class_names == ("bird",)
+
+
 # torchvision
 
 
@@ -346,8 +359,13 @@ def test_grey_images_of_torchvision_have_one_channel(tmp_path):
 
 
 def test_a_torchvision_set_that_is_not_on_disk_is_refused(tmp_path):
-    with pytest.raises(DataError, match="no MNIST there"):
+    with pytest.raises(DataError, match="no MNIST there; nothing is downloaded: put its unpacked"):
         read_torchvision("MNIST", tmp_path, train=True)
+
+
+def test_a_torchvision_name_in_other_letters_gets_a_suggestion(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no data set 'mnist'.*did you mean 'MNIST'"):
+        read_torchvision("mnist", tmp_path, train=True)
 
 
 @pytest.mark.parametrize("name", ["Nothing", "SVHN"])

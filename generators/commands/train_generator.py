@@ -18,14 +18,19 @@ from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, remove_leftovers
 from bootstrap.options import Execution
-from bootstrap.pool import Pool, concatenate
-from bootstrap.shards import read_manifest
 from generators.card import grid_image
-from generators.denoiser import read_card, read_denoiser, write_denoiser
+from generators.denoiser import (
+    Denoiser,
+    DenoiserConfig,
+    read_card,
+    read_denoiser,
+    write_denoiser,
+)
 from generators.ranks import Ranks, joined
 from generators.sample import SamplerConfig, distilled_sampler, noise_of_ids, solve, to_uint8
-from generators.sources import LabelledImages, npz_parts, read_npz
+from generators.sources import LabelledImages
 from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
+from generators.training_images import read_training_images
 
 GUIDED = SamplerConfig(solver="dpm++", n_steps=8, guidance=2.0)  # draws the grids of snapshots
 
@@ -41,7 +46,7 @@ class TrainGeneratorOptions:
     work: Path = Path("build/denoiser")
     """checkpoints, snapshots and the progress log"""
     init: Path | None = None
-    """start from these weights, e.g. the shipped ones"""
+    """start from these weights, and with their network"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
     snapshot_minutes: float = 10.0
@@ -71,12 +76,9 @@ def _train(
     ranks: Ranks,
     is_interrupted: Callable[[], bool],
 ) -> Iterator[str]:
-    data = read_images(options)
-    config = replace(
-        options.recipe.config, image_shape=data.images.shape[1:], class_names=data.class_names
-    )
-    recipe = replace(options.recipe, config=config)
+    data = read_training_images(options.images, options.pattern)
     initial = read_denoiser(options.init) if options.init else None
+    recipe = replace(options.recipe, config=network_for(data, options, initial))
     state = build_state(recipe, flags.torch_device, initial)
     if ranks.is_first:
         remove_leftovers(options.work)
@@ -124,19 +126,32 @@ def _train(
         raise Interrupted(
             f"{options.work}: stopped at {state.step * recipe.batch_size:,} images; run it again"
         )
-    yield f"{options.work / 'denoiser.safetensors'}: {recipe.n_images_seen:,} images seen"
+    weights = options.work / "denoiser.safetensors"
+    yield f"{weights}: {recipe.n_images_seen:,} images seen"
+    yield f"next: {next_command(weights, recipe)}"
 
 
-def read_images(options: TrainGeneratorOptions) -> LabelledImages:
-    """The images to train on: npz parts, or stream and reference of a data set made by `import`."""
-    if not (options.images / "manifest.json").exists():
-        return read_npz(npz_parts(options.images, options.pattern))
-    manifest = read_manifest(options.images)
-    pools = [Pool(options.images, s, manifest) for s in ("stream", "reference") if manifest.n(s)]
-    columns = concatenate([pool.first(pool.n) for pool in pools])
-    return LabelledImages(
-        images=columns.images, labels=columns.labels, class_names=manifest.class_names
-    )
+def next_command(weights: Path, recipe: DenoiserRecipe) -> str:
+    """What draws from these weights: in their own steps if they were distilled, else guided."""
+    config = distilled_sampler(recipe.distill_steps) if recipe.distill_steps else GUIDED
+    sampler = f"solver='{config.solver}', n_steps={config.n_steps}, guidance={config.guidance}"
+    source = f"diffusion(weights='{weights}', {sampler})"
+    return f'deep-bootstrap generate --source "{source}" --data data/NAME'
+
+
+def network_for(
+    data: LabelledImages, options: TrainGeneratorOptions, initial: Denoiser | None
+) -> DenoiserConfig:
+    """The network that was asked for, or that of the first weights, for these images."""
+    config = options.recipe.config if initial is None else initial.config
+    shape, n_classes = data.images.shape[1:], len(data.class_names)
+    if initial is not None and (config.image_shape, config.n_classes) != (shape, n_classes):
+        sides = "x".join(map(str, config.image_shape))
+        raise ConfigurationError(
+            f"{options.init} draws images of {sides} in {config.n_classes} classes, but"
+            f" {options.images} holds {'x'.join(map(str, shape))} in {n_classes}; leave --init out"
+        )
+    return replace(config, image_shape=shape, class_names=data.class_names)
 
 
 def describe_run(
@@ -168,7 +183,7 @@ def write_snapshot(
     state: DenoiserState,
     flags: Flags,
 ) -> None:
-    """Checkpoint, averaged weights and a grid of samples, ten of each class."""
+    """Checkpoint, averaged weights and a grid: ten images of each of the first classes."""
     seen_before = read_card(options.init)["images_seen"] if options.init else 0
     meta = {"state": state.meta(), "run": describe_run(options, recipe, data)}
     write_checkpoint(options.work, "denoiser", state.step, state.tensors(), meta)
@@ -185,7 +200,7 @@ def write_snapshot(
     }
     write_denoiser(options.work / "denoiser.safetensors", state.ema, card)
     n_classes = recipe.config.n_classes
-    labels = np.repeat(np.arange(n_classes), 10)
+    labels = np.repeat(np.arange(min(n_classes, 10)), 10)
     noise = noise_of_ids(
         np.arange(len(labels)), np.zeros_like(labels), recipe.config.image_shape, seed=0
     )
