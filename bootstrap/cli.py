@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from bootstrap.errors import BootstrapError, ConfigurationError
+from bootstrap.files import disk_errors
 from bootstrap.options import (
     CompareOptions,
     DoctorOptions,
@@ -369,7 +370,8 @@ def main() -> None:
             raise ConfigurationError(
                 f"unknown command {argv[0]!r}; there are: {', '.join(COMMANDS)}"
             )
-        COMMANDS[argv[0]](argv[1:])
+        with disk_errors():
+            COMMANDS[argv[0]](argv[1:])
     except BootstrapError as error:
         if debug:
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +30,42 @@ from bootstrap.shards import (
 from bootstrap.worlds import BLOCK
 
 
+@dataclass(frozen=True)
+class PixelSums:
+    """Exact sums over pixels, per channel: they add up, however the images are cut."""
+
+    n: int = 0
+    values: Any = 0  # arrays of Python integers, which never overflow
+    squares: Any = 0
+
+    @classmethod
+    def of(cls, images: UInt8[np.ndarray, "n height width channel"]) -> PixelSums:
+        """The sums over some images."""
+        pixels = images.reshape(-1, images.shape[-1])
+        histogram = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+        values = (histogram @ np.arange(256)).astype(object)
+        return cls(len(pixels), values, (histogram @ np.arange(256) ** 2).astype(object))
+
+    def __add__(self, other: PixelSums) -> PixelSums:
+        return PixelSums(self.n + other.n, self.values + other.values, self.squares + other.squares)
+
+    def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and deviation per channel in [0, 1] pixel units; ValueError if there is no image."""
+        n = self.n
+        if n == 0:
+            raise ValueError("no images to take the normalisation from")
+        moments = list(zip(self.values, self.squares, strict=True))
+        variances = [(n * q - s * s) / (n * n * 255 * 255) for s, q in moments]
+        # a constant channel carries nothing, so it may have any scale but 0
+        deviation = tuple(v**0.5 if v > 0 else 1.0 for v in variances)
+        return tuple(s / (n * 255) for s, _ in moments), deviation
+
+
 def normalisation(
     images: Iterable[UInt8[np.ndarray, "n height width channel"]],
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation per channel in [0, 1] pixel units.
-
-    Sums are exact integers, so the result does not depend on how the images are cut into arrays.
-    ValueError if there is no image.
-    """
-    n, sums, squares = 0, np.zeros(1, dtype=object), np.zeros(1, dtype=object)
-    for block in images:
-        pixels = block.reshape(-1, block.shape[-1])
-        histogram = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
-        n += len(pixels)
-        sums = sums + (histogram @ np.arange(256)).astype(object)  # Python integers never overflow
-        squares = squares + (histogram @ np.arange(256) ** 2).astype(object)
-    if n == 0:
-        raise ValueError("no images to take the normalisation from")
-    mean = tuple(s / (n * 255) for s in sums)
-    variances = [(n * q - s * s) / (n * n * 255 * 255) for s, q in zip(sums, squares, strict=True)]
-    # a constant channel carries nothing, so it may have any scale but 0
-    return mean, tuple(v**0.5 if v > 0 else 1.0 for v in variances)
+    """Mean and deviation per channel in [0, 1] pixel units; ValueError if there is no image."""
+    return sum(map(PixelSums.of, images), PixelSums()).normalisation()
 
 
 def collect_manifest(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,30 @@ def equal_pairs(hashes: list[Hashes]) -> Pairs:
         found.append(np.stack([again, before], axis=1))
     pairs = np.concatenate(found)
     return pairs[np.argsort(pairs[:, 0])]
+
+
+def leak_lines(hashes: Mapping[str, UInt64[np.ndarray, " n"]]) -> list[str]:
+    """For each split with images that are test images too: how many, and which is the first.
+
+    `hashes` are those of all images of each split by id. 64 bits are enough for a warning: of ten
+    million images and a hundred thousand to test, two meet by chance once in ten million times.
+    """
+    if not len(hashes.get("test", ())):
+        return []
+    test, lines = np.sort(hashes["test"]), []
+    for split in (name for name in hashes if name != "test"):
+        place = np.searchsorted(test, hashes[split]).clip(max=len(test) - 1)
+        found = np.flatnonzero(test[place] == hashes[split])
+        if len(found):
+            row = int(found[0])
+            again = int((hashes["test"] == hashes[split][row]).argmax())
+            lines.append(
+                f"{len(found):,} images of {split} are test images too ({split} id"
+                f" {SPLIT_START[split] + row} is test id {SPLIT_START['test'] + again}): the error"
+                " on them says little, and `deep-bootstrap verify` refuses them; remove them from"
+                " the source"
+            )
+    return lines
 
 
 def block_means(images: Images) -> Means:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bootstrap.errors import StorageError
+from bootstrap.errors import BootstrapError, StorageError
 
 
 def publish(path: Path, content: bytes) -> None:
@@ -66,6 +66,26 @@ def storing(path: Path, n_bytes: int) -> Iterator[None]:
             f"{path}: cannot be written: {why}; {n_bytes:,} bytes are needed,"
             f" {free_bytes(path):,} are free; make room or mend the disk, then run the same"
             " command again"
+        ) from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turn an OSError that says only what failed into a StorageError with path, errno and remedy.
+
+    A file that is not there, and a connection that fails, are no faults of a disk.
+    """
+    try:
+        yield
+    except (BootstrapError, FileNotFoundError, ConnectionError):
+        raise
+    except OSError as error:
+        if error.errno is None:  # not the system's but some library's
+            raise
+        where = error.filename or "a file"
+        raise StorageError(
+            f"{where}: {error.strerror or error} (errno {error.errno}); mend the disk, the path or"
+            " its permissions, then run the same command again"
         ) from error
 
 
@@ -143,7 +163,11 @@ def sha256_hex(content: bytes) -> str:
 def file_sha256(path: Path) -> str:
     """The sha256 of a file's bytes, read in bounded memory."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            error.filename = str(path)  # only opening a file says which
+            raise
 
 
 def canonical_json(value: Any) -> str:

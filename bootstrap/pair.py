@@ -47,8 +47,8 @@ def run_pair(
     is trained), NumericError or Interrupted (after saving; the same call goes on).
     """
     plan = plan_pair(recipe, data, out, n_samples=n_samples, flags=flags, preset=preset)
-    if not (plan.folder / "pair.json").exists():
-        check_used_shards(data, plan.manifest, plan.pool_n_samples)
+    if overwrite or not plan.is_done(seeds):
+        _check_data(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
         if overwrite:
@@ -102,6 +102,8 @@ def run_real(
         n_samples=(n_samples,),
         flags=flags,
     )
+    if not (plan.folder / f"seed-{seed}" / f"{real_name(n_samples)}.done.json").exists():
+        _check_data(plan)
     plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
         write_pair_json(plan, preset, [seed])
@@ -110,6 +112,15 @@ def run_real(
             run = SeedRun(plan=plan, seed=seed, pool=pool, control=control)
             run_alone(run, real_name(n_samples), n_samples, probe_n=())
     return plan.folder
+
+
+def _check_data(plan: Plan) -> None:
+    """DataError unless the samples are those of their records; every start must ask.
+
+    A run's name covers their sha256, so what it found in them at first need not be looked at again.
+    """
+    has_begun = (plan.folder / "pair.json").exists()
+    check_used_shards(plan.data, plan.manifest, plan.pool_n_samples, only_bytes=has_begun)
 
 
 def _clear(folder: Path) -> None:

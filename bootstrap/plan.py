@@ -151,12 +151,20 @@ def identity(
 
 
 def data_hash(manifest: Manifest, pool_n_samples: int) -> str:
-    """sha256 over the shards of test, reference and the used blocks of the stream."""
+    """sha256 over the shards of test, reference and the used blocks of the stream, and over what
+    the manifest adds to them: the normalisation and the number of classes.
+    """
     stream = manifest.split("stream")
     first_id = stream[0].first_id if stream else 0
     used = [shard for shard in stream if shard.first_id < first_id + pool_n_samples]
     shards = [*manifest.split("test"), *manifest.split("reference"), *used]
-    return sha256_hex(canonical_json([[shard.name, shard.sha256] for shard in shards]).encode())
+    added = {
+        "mean": manifest.mean,
+        "deviation": manifest.deviation,
+        "n_classes": manifest.n_classes,
+    }
+    text = canonical_json([[[shard.name, shard.sha256] for shard in shards], added])
+    return sha256_hex(text.encode())
 
 
 def run_name(

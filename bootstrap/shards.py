@@ -248,10 +248,15 @@ def record_path(folder: Path, record: ShardRecord) -> Path:
 
 
 def record_paths(folder: Path, split: str) -> list[Path]:
-    """The files in `folder` that are named like commit records of a split, in order."""
+    """The files in `folder` that are named like commit records of a split, in order.
+
+    OSError if the folder cannot be listed, which is not the same as an empty one.
+    """
     name = re.compile(rf"{re.escape(split)}-(\d{{5,}})\.json")
-    matches = [(name.fullmatch(path.name), path) for path in folder.glob(f"{split}-*.json")]
-    return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
+    with suppress(FileNotFoundError):
+        matches = [(name.fullmatch(path.name), path) for path in folder.iterdir()]
+        return [path for _, path in sorted((int(m[1]), path) for m, path in matches if m)]
+    return []
 
 
 def read_record(path: Path) -> ShardRecord:
@@ -285,7 +290,7 @@ def read_manifest(folder: Path) -> Manifest:
         value = json.loads(path.read_bytes())
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']}, this version reads {SCHEMA}")
-        return Manifest(
+        manifest = Manifest(
             name=value["name"],
             image_shape=tuple(value["image_shape"]),
             class_names=tuple(value["class_names"]),
@@ -295,12 +300,33 @@ def read_manifest(folder: Path) -> Manifest:
             generator=value["generator"],
             shards=tuple(ShardRecord.from_json(shard) for shard in value["shards"]),
         )
+        check_values(manifest)
+        return manifest
     except FileNotFoundError:
         raise DataError(
             f"{folder} holds no data set (no manifest.json); make one with `make generate`"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest this version reads ({error!r})") from error
+
+
+def check_values(manifest: Manifest) -> None:
+    """ValueError or TypeError unless shape and normalisation are possible."""
+    shape = manifest.image_shape
+    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
+        raise ValueError(f"image_shape {shape} is not (height, width, channel)")
+    check_normalisation(manifest.mean, manifest.deviation, shape[2])
+
+
+def check_normalisation(
+    mean: tuple[float, ...], deviation: tuple[float, ...], n_channels: int
+) -> None:
+    """ValueError or TypeError unless it has finite numbers, one per channel."""
+    numbers = np.array([mean, deviation], dtype=np.float64)
+    if numbers.shape != (2, n_channels) or not np.isfinite(numbers).all() or numbers[1].min() <= 0:
+        raise ValueError(
+            "mean and deviation must be finite, one per channel, the deviation above 0"
+        )
 
 
 class ShardReader:

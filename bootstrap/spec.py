@@ -21,10 +21,13 @@ from typing import Any, get_origin, get_type_hints
 from bootstrap.errors import ConfigurationError
 
 
-def parse_spec(text: str, table: Mapping[str, type], what: str) -> Any:
-    """The value that `text` names; ConfigurationError with a suggestion if it names none."""
+def parse_spec(text: str, table: Mapping[str, type], what: str, *, may_import: bool = True) -> Any:
+    """The value that `text` names; ConfigurationError with a suggestion if it names none.
+
+    `may_import=False` is for text that no user typed: then names of the table are all there is.
+    """
     name, _, rest = text.strip().partition("(")
-    cls = _resolve(name.strip(), table, what)
+    cls = _resolve(name.strip(), table, what, may_import)
     arguments = _literal_arguments(text, rest, what)
     hints = get_type_hints(cls)
     known = {field.name for field in dataclasses.fields(cls)}
@@ -52,10 +55,14 @@ def format_spec(value: Any, table: Mapping[str, type]) -> str:
     return f"{name}({', '.join(arguments)})" if arguments else name
 
 
-def _resolve(name: str, table: Mapping[str, type], what: str) -> type:
+def _resolve(name: str, table: Mapping[str, type], what: str, may_import: bool) -> type:
     if name in table:
         return table[name]
     module, colon, attribute = name.partition(":")
+    if colon and not may_import:
+        raise ConfigurationError(
+            f"{what} {name!r} is code, which is not run; there are: {', '.join(table)}"
+        )
     if colon:
         try:
             home = _run_file(module) if module.endswith(".py") else importlib.import_module(module)

@@ -1,16 +1,17 @@
 """Is this data set, or this run, what it says it is? Reads everything, follows nothing. No torch.
 
-What cannot be seen from one shard is checked too: ids without gaps or overlaps, no image twice, and
-an order in which every block looks like a draw from the whole.
+What cannot be seen from one shard is checked too: ids without gaps or overlaps, no image twice, an
+order in which every block looks like a draw from the whole, and the manifest's normalisation.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,18 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from scipy import stats
 
+from bootstrap.dataset import PixelSums
 from bootstrap.duplicates import (
     NearDuplicate,
     block_means,
     count_by_split,
     equal_pairs,
     hash_images,
+    leak_lines,
     near_duplicates,
 )
 from bootstrap.errors import DataError
-from bootstrap.files import canonical_json, file_sha256
+from bootstrap.files import canonical_json, disk_errors, file_sha256
 from bootstrap.runlog import read_rows
 from bootstrap.shards import (
     SPLIT_START,
@@ -44,9 +47,12 @@ from bootstrap.shards import (
 )
 from bootstrap.worlds import BLOCK, STREAM_START
 
+log = logging.getLogger(__name__)
+
 MIN_P_VALUE = 1e-6  # below it an order is not taken for an i.i.d. one
 MIN_EXPECTED = 5  # per cell, below which chi-square is not trusted (Cochran 1954)
 N_SHOWN = 5
+ANNOUNCED_BYTES = 1 << 30  # more to hash takes a second or longer, so it is announced
 REPAIR = "run `deep-bootstrap verify --repair` on the folder"
 REMAKE = "run the generate or import command that made the data set again"
 
@@ -111,14 +117,16 @@ class CheckedShard:
     labels: UInt[np.ndarray, " n"]  # in the smallest type that holds the classes
     hashes: UInt64[np.ndarray, " n"]
     means: Float[np.ndarray, "n rows columns"] | None
+    sums: PixelSums  # of what a normalisation is taken from, else of nothing
 
 
+@disk_errors()
 def verify_data(folder: Path, *, deep: bool = False, repair: bool = False) -> Report:
     """Check every shard of a data set and how they fit together.
 
     `deep` looks for near-duplicates too, which are no problem. `repair` deletes the shards and
     commit records that fail on their own, and nothing else: the command that made the data set
-    then makes them again.
+    then makes them again. StorageError if the disk fails: what cannot be read is not deleted.
     """
     problems: list[Problem] = []
     manifest = _read_manifest(folder, problems)
@@ -139,6 +147,7 @@ def verify_data(folder: Path, *, deep: bool = False, repair: bool = False) -> Re
             problems += _check_order(shards, split, manifest.n_classes)
         problems += _check_duplicates(checked)
         problems += _check_manifest(manifest, records)
+        problems += _check_normalisation(manifest, checked)
     return Report(
         folder=folder,
         n_shards=len(records),
@@ -149,13 +158,37 @@ def verify_data(folder: Path, *, deep: bool = False, repair: bool = False) -> Re
     )
 
 
-def check_used_shards(folder: Path, manifest: Manifest, pool_n_samples: int) -> None:
-    """DataError for the first shard a pair would read that is not what its record says."""
-    used = [s for s in manifest.split("stream") if s.first_id < STREAM_START + pool_n_samples]
-    for record in (*manifest.split("test"), *manifest.split("reference"), *used):
-        found = _check_shard(folder, record, manifest)
+@disk_errors()
+def check_used_shards(
+    folder: Path, manifest: Manifest, pool_n_samples: int, *, only_bytes: bool = False
+) -> None:
+    """DataError for the first shard a pair would read that is not what its record says.
+
+    Test images among the others are warned of: sets as they are published have some.
+    `only_bytes` compares size and sha256: enough where the same bytes were checked wholly before.
+    """
+    stream = [s for s in manifest.split("stream") if s.first_id < STREAM_START + pool_n_samples]
+    used = (*manifest.split("test"), *manifest.split("reference"), *stream)
+    n_bytes = sum(record.n_bytes for record in used)
+    if n_bytes > ANNOUNCED_BYTES:
+        log.info("%s: comparing %.1f GB with their sha256", folder, n_bytes / 1e9)
+    checked = []
+    for record in used:
+        found = _check_shard(folder, record, None if only_bytes else manifest)
         if isinstance(found, Problem):
             raise DataError(f"{folder}: {found}")
+        if found is not None:
+            checked.append(found)
+    if only_bytes:
+        return
+    for problem in _check_normalisation(manifest, checked):
+        raise DataError(f"{folder}: {problem}")
+    by_split = {
+        split: [shard.hashes[:, 0] for shard in checked if shard.record.split == split]
+        for split in ("test", "reference", "stream")
+    }
+    for line in leak_lines({split: np.concatenate(h) for split, h in by_split.items() if h}):
+        log.warning("%s: %s", folder, line)
 
 
 def verify_run(folder: Path) -> Report:
@@ -233,27 +266,14 @@ def _read_manifest(folder: Path, problems: list[Problem]) -> Manifest | None:
     """The manifest, or None and a problem if it is not one that shards can be held against."""
     try:
         manifest = read_manifest(folder)
-        _check_values(manifest)
+        if len(set(manifest.class_names)) != manifest.n_classes or not manifest.class_names:
+            raise ValueError("class_names must be names that differ")
     except (DataError, ValueError, TypeError) as error:
         remedy = f"remove manifest.json if there is one, then {REMAKE}"
         what = "not a manifest"
         problems.append(Problem(what=what, file="manifest.json", why=str(error), remedy=remedy))
         return None
     return manifest
-
-
-def _check_values(manifest: Manifest) -> None:
-    """ValueError or TypeError unless shape, classes and normalisation are possible."""
-    shape = manifest.image_shape
-    if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
-        raise ValueError(f"image_shape {shape} is not (height, width, channel)")
-    if len(set(manifest.class_names)) != manifest.n_classes or not manifest.class_names:
-        raise ValueError("class_names must be names that differ")
-    numbers = np.array([manifest.mean, manifest.deviation], dtype=np.float64)
-    if numbers.shape != (2, shape[2]) or not np.isfinite(numbers).all() or (numbers[1] <= 0).any():
-        raise ValueError(
-            "mean and deviation must be finite, one per channel, the deviation above 0"
-        )
 
 
 def _read_records(folder: Path, problems: list[Problem]) -> tuple[list[ShardRecord], set[str]]:
@@ -296,7 +316,7 @@ def _check_shard(
         return problem("bytes have changed", f"sha256 {sha256}, its record says {record.sha256}")
     if manifest is None:
         return None
-    labels, hashes, are_all_constant = [], [], True
+    labels, hashes, sums, are_all_constant = [], [], PixelSums(), True
     means: list[np.ndarray] = []
     try:
         with closing(ShardReader(folder, record, manifest.image_shape)) as reader:
@@ -309,9 +329,13 @@ def _check_shard(
                 are_all_constant &= bool((pixels == pixels[:, :1]).all())
                 labels.append(rows.labels.astype(np.min_scalar_type(manifest.n_classes)))
                 hashes.append(hash_images(rows.images))
+                if record.split == "reference" or (record.first_id, start) == (STREAM_START, 0):
+                    sums += PixelSums.of(rows.images)
                 if deep:
                     means.append(block_means(rows.images))
     except DataError as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno:
+            raise  # the disk's fault: the bytes are those of the record
         return problem("not a shard of this data set", str(error))
     if are_all_constant:
         return problem("only constant images", "every image has one value in all its pixels")
@@ -320,6 +344,7 @@ def _check_shard(
         labels=np.concatenate(labels),
         hashes=np.concatenate(hashes),
         means=np.concatenate(means) if deep else None,
+        sums=sums,
     )
 
 
@@ -464,6 +489,24 @@ def _check_manifest(manifest: Manifest, records: list[ShardRecord]) -> list[Prob
     why = f"{len(differing)} differ; {name} has {state} {'there' if name in listed else 'in it'}"
     what = "does not agree with the commit records"
     return [Problem(what=what, file="manifest.json", why=why, remedy=REMAKE)]
+
+
+def _check_normalisation(manifest: Manifest, shards: list[CheckedShard]) -> list[Problem]:
+    """It is that of `reference` as it was at first (it may have grown), or of the first block."""
+    needed = manifest.split("reference") or manifest.split("stream")[:1]
+    names = {shard.record.name for shard in shards}
+    if not needed or any(record.name not in names for record in needed):
+        return []  # it cannot be told, and what is missing has been reported
+    sums = {split: [s.sums for s in shards if s.record.split == split] for split in SPLIT_START}
+    possible = [*accumulate(sums["reference"]), *sums["stream"][:1]]
+    found = [manifest.mean, manifest.deviation]
+    # a billionth of a grey level is no edit, but may be another system's square root
+    if any(np.allclose(s.normalisation(), found, rtol=1e-9, atol=0) for s in possible):
+        return []
+    mean = ", ".join(f"{value:.4f}" for value in possible[0].normalisation()[0])
+    what, why = "not the normalisation of its images", f"the mean of which is {mean}"
+    remedy = f"restore mean and deviation, or remove the file, then {REMAKE}"
+    return [Problem(what=what, file="manifest.json", why=why, remedy=remedy)]
 
 
 def _remove(folder: Path, names: set[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from PIL import Image
 from bootstrap.files import replace
 from bootstrap.pool import Pool
 from bootstrap.shards import Columns, Manifest
+from generators.sources import CIFAR10_CLASSES
 
 SHIPPED = Path(__file__).resolve().parent / "weights"
 QUALITY_KEYS = ("weights_sha256", "sampler", "labels")  # of the provenance: what decides quality
@@ -89,6 +90,7 @@ def card_text(folder: Path, manifest: Manifest, split: str, columns: Columns) ->
         f"Class balance over {len(columns):,} images of `{split}`:"
         f" smallest {counts.min():,}, largest {counts.max():,}.",
         *_teacher_lines(columns),
+        *_import_lines(manifest),
         *_quality_lines(folder, manifest),
     ]
     return "\n".join(lines) + "\n"
@@ -112,6 +114,19 @@ def _teacher_lines(columns: Columns) -> list[str]:
             f" in the end for {agreed.mean():.3f}; the others keep attempt 0."
         )
     return lines
+
+
+def _import_lines(manifest: Manifest) -> list[str]:
+    if manifest.generator.get("source") != "import" or manifest.class_names != CIFAR10_CLASSES:
+        return []
+    return [
+        "",
+        "If these are CIFAR-10's own images: 3.3 % of its test images have a near-duplicate among"
+        " its training images (Barz and Denzler 2020, who offer ciFAIR-10 with other test images"
+        " in their place), so test errors are a little too low. They are cropped, shifted or"
+        " recoloured; `deep-bootstrap verify --deep` finds only images that differ by the least"
+        " bit or are mirrored.",
+    ]
 
 
 def measured_quality(folder: Path, manifest: Manifest) -> tuple[dict[str, Any] | None, bool]:

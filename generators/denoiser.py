@@ -16,7 +16,6 @@ import torch
 import tyro
 from diffusers import UNet2DModel
 from jaxtyping import Float, Int
-from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -24,7 +23,9 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from bootstrap.errors import ConfigurationError
 from bootstrap.files import replace
 from bootstrap.randomness import Stream, torch_seed
+from generators import weights_file
 from generators.sources import CIFAR10_CLASSES
+from generators.weights_file import read_metadata, refusing
 
 T = TypeVar("T")
 FromImages = Annotated[T, tyro.conf.Suppress, tyro.conf.Fixed]  # the images decide, no option does
@@ -48,6 +49,8 @@ class DenoiserConfig:
         return len(self.class_names)
 
     def __post_init__(self) -> None:
+        if self.prediction not in ("velocity", "edm"):
+            raise ValueError(f"prediction={self.prediction!r} must be velocity or edm")
         if not self.widths or min(*self.widths, self.fold_px, self.n_layers, self.norm_groups) < 1:
             raise ConfigurationError(
                 f"widths={self.widths}, fold_px={self.fold_px}, n_layers={self.n_layers},"
@@ -287,22 +290,31 @@ def write_denoiser(path: Path, denoiser: Denoiser, card: dict[str, Any]) -> None
 
 
 def read_denoiser(path: Path) -> Denoiser:
-    """A denoiser in float32 from a file of `write_denoiser`."""
-    with safe_open(str(path), framework="pt") as file:
-        metadata = file.metadata()
-    # weights from before the card held the configuration have an entry of that name
-    card = json.loads(metadata["card"])
-    config = card["config"] if "config" in card else json.loads(metadata["config"])
-    weights = {name: tensor.float() for name, tensor in load_file(path).items()}
-    config = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in config.items()
-    }
-    denoiser = build_denoiser(DenoiserConfig(**config), seed=0)
-    denoiser.load_state_dict(weights)
+    """A denoiser in float32 from a file of `write_denoiser`; DataError if it is not one."""
+    config = read_config(path)
+    with refusing(path, "denoiser"):
+        denoiser = build_denoiser(config, seed=0)
+        denoiser.load_state_dict({name: t.float() for name, t in load_file(path).items()})
     return denoiser
+
+
+def read_config(path: Path) -> DenoiserConfig:
+    """The shape of the denoiser in a file; DataError if the file holds none."""
+    card = read_card(path)
+    with refusing(path, "denoiser"):
+        # weights from before the card held the configuration have an entry of that name
+        config = card["config"] if "config" in card else json.loads(read_metadata(path)["config"])
+        values: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
+        return DenoiserConfig(**values)
 
 
 def read_card(path: Path) -> dict[str, Any]:
     """What `write_denoiser` was told about the weights: images seen, time, hardware, recipe."""
-    with safe_open(str(path), framework="pt") as file:
-        return json.loads(file.metadata()["card"])
+    return weights_file.read_card(path, "denoiser")
+
+
+def read_images_seen(path: Path) -> int:
+    """How many images the weights were trained on; DataError if their card does not say."""
+    card = read_card(path)
+    with refusing(path, "denoiser"):
+        return int(card["images_seen"])

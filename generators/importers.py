@@ -24,11 +24,12 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 import tyro
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt8, UInt64
 
 from bootstrap.dataset import check_configuration, collect_manifest
+from bootstrap.duplicates import hash_images, leak_lines
 from bootstrap.errors import ConfigurationError, DataError
-from bootstrap.files import check_space, remove_leftovers, sha256_hex, storing
+from bootstrap.files import check_space, disk_errors, remove_leftovers, sha256_hex, storing
 from bootstrap.randomness import Stream, permutation
 from bootstrap.shards import (
     SHARD_N,
@@ -43,9 +44,11 @@ from bootstrap.worlds import BLOCK
 from generators.card import write_card
 from generators.sources import (
     CIFAR10_CLASSES,
+    MAX_CLASSES,
     LabelledImages,
     NpzPart,
     check_labels,
+    count_classes,
     npz_parts,
     numbered_classes,
     read_image_folder,
@@ -59,13 +62,14 @@ CHUNK_BYTES = 1 << 26
 TRAIN, TEST, HELD_OUT = 0, 1, 2  # coordinates of the permutations; part of the format
 
 Order = Int[np.ndarray, " n"]  # rows of a source in the order of their ids
+Labels = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """Labelled rows that can be read in their own order, any number of times."""
 
-    labels: Int[np.ndarray, " n"]
+    labels: Labels
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     chunks: Callable[[int], Iterator[UInt8[np.ndarray, "rows height width channel"]]]
@@ -99,12 +103,15 @@ def import_npz(
     test_pattern: str = "test.npz",
     n_test: int | None = None,
     n_reference: int | None = None,
+    n_classes: int | None = None,
     seed: int = 0,
 ) -> Manifest:
     """A data set from npz parts with keys X and Y; returns its manifest.
 
     stream: whole blocks of the permuted training rows. reference: the rest of them, at least
     `n_reference`. test: the first `n_test` rows of the test parts (all if None), permuted.
+    Labels are 0 to the largest that there is; then every class must have training and test images,
+    or one stray label would add a class. With `n_classes` they are those below it, used or not.
 
     Args:
         parts_folder: holds the npz parts
@@ -112,10 +119,13 @@ def import_npz(
         name: of the data set, by default that of its folder
         train_pattern: which files hold training images
         test_pattern: which files hold test images
+        n_classes: how many classes there are, by default as many as the labels say
         n_test: test images, by default all
         n_reference: training images to hold out at least
         seed: of the order
     """
+    if n_classes is not None and not 0 < n_classes <= MAX_CLASSES:
+        raise ConfigurationError(f"n_classes={n_classes} must be in 1..{MAX_CLASSES:,}")
     train, test = npz_parts(parts_folder, train_pattern), npz_parts(parts_folder, test_pattern)
     shared = {part.path for part in train} & {part.path for part in test}
     if shared:
@@ -126,17 +136,23 @@ def import_npz(
     n_train = sum(part.n for part in train)
     n_test = _first_rows(n_test, sum(part.n for part in test))
     n_stream = _n_stream(n_train, n_reference)
+    labels = _read_labels(train + test, n_classes)
+    n_found = count_classes(np.concatenate(labels))
+    if n_classes is None:
+        _check_classes(train + test, labels, n_train, n_found)
     choices = {
         "kind": "npz",
         "train": _describe(train),
         "test": _describe(test),
         "n_test": n_test,
         "n_stream": n_stream,
+        **({"n_classes": n_classes} if n_classes not in (None, n_found) else {}),
         "seed": seed,
     }
     orders = _train_orders(np.arange(n_train), n_stream, seed)
     orders["test"] = n_train + permutation(seed, Stream.IMPORT_ORDER, TEST, n=n_test)
-    return _import(_npz_source(train + test), orders, out, name, choices)
+    class_names = numbered_classes(n_classes or n_found, train[0].image_shape)
+    return _import(_npz_source(train + test, labels, class_names), orders, out, name, choices)
 
 
 def import_cifar5m(
@@ -173,7 +189,7 @@ def import_cifar5m(
         "reference": n_train + n_test + rest,
         "stream": permutation(seed, Stream.IMPORT_ORDER, TRAIN, n=n_train),
     }
-    source = _npz_source(parts, CIFAR10_CLASSES)
+    source = _npz_source(parts, _read_labels(parts, len(CIFAR10_CLASSES)), CIFAR10_CLASSES)
     return _import(source, orders, out, "cifar5m", choices)
 
 
@@ -301,19 +317,51 @@ def _fingerprint(content: LabelledImages) -> dict[str, Any]:
     return {"n": len(content.labels), "sha256": sha256_hex(" ".join(digests).encode())}
 
 
-def _npz_source(parts: tuple[NpzPart, ...], class_names: tuple[str, ...] | None = None) -> Source:
-    _check_shapes({str(part.path): part.image_shape for part in parts})
+def _read_labels(parts: tuple[NpzPart, ...], n_classes: int | None) -> list[Labels]:
+    """The labels of each part; DataError naming file and row of one that can be no class."""
     labels = [part.labels() for part in parts]
-    image_shape = parts[0].image_shape
-    class_names = class_names or numbered_classes(np.concatenate(labels), image_shape)
+    n_classes = n_classes or min(MAX_CLASSES, 1 + max(int(column.max()) for column in labels))
     for part, column in zip(parts, labels, strict=True):
         try:
-            check_labels(column, len(class_names))
+            check_labels(column, n_classes)
         except ValueError as error:
             raise DataError(f"{part.path}: {error}; remove or relabel it") from error
+    return labels
+
+
+def _check_classes(
+    parts: tuple[NpzPart, ...], labels: list[Labels], n_train: int, n_classes: int
+) -> None:
+    """DataError unless every class has images among the first `n_train` and among the others.
+
+    It names the first row of a class that only one side has, else of a label after a gap.
+    """
+    column = np.concatenate(labels)
+    counts = [np.bincount(side, minlength=n_classes) for side in np.split(column, [n_train])]
+    is_odd = (counts[0] > 0) != (counts[1] > 0)
+    absent = np.flatnonzero(counts[0] + counts[1] == 0)
+    if not is_odd.any() and len(absent):
+        is_odd = np.arange(n_classes) > absent[0]
+    if not is_odd.any():
+        return
+    row = int(is_odd[column].argmax())
+    label, starts = column[row], np.cumsum([0, *(part.n for part in parts)])
+    part = int(np.searchsorted(starts, row, side="right")) - 1
+    gap = f", and no image has label {absent[0]}" if len(absent) else ""
+    raise DataError(
+        f"{parts[part].path}: row {row - starts[part]}: label {label}, a class with"
+        f" {counts[0][label]:,} training and {counts[1][label]:,} test images{gap};"
+        f" remove or relabel them, or say --n-classes {n_classes} if it is meant"
+    )
+
+
+def _npz_source(
+    parts: tuple[NpzPart, ...], labels: list[Labels], class_names: tuple[str, ...]
+) -> Source:
+    _check_shapes({str(part.path): part.image_shape for part in parts})
     return Source(
         labels=np.concatenate(labels),
-        image_shape=image_shape,
+        image_shape=parts[0].image_shape,
         class_names=class_names,
         chunks=lambda n_rows: (chunk for part in parts for chunk in part.chunks(n_rows)),
     )
@@ -321,6 +369,8 @@ def _npz_source(parts: tuple[NpzPart, ...], class_names: tuple[str, ...] | None 
 
 def _memory_source(*contents: LabelledImages) -> Source:
     _check_shapes({f"part {k}": content.images.shape[1:] for k, content in enumerate(contents)})
+    if len({content.class_names for content in contents}) > 1:
+        raise DataError("the training images and the test images have different classes")
     return Source(
         labels=np.concatenate([content.labels for content in contents]),
         image_shape=contents[0].images.shape[1:],
@@ -343,6 +393,7 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
             )
 
 
+@disk_errors()
 def _import(
     source: Source, orders: dict[str, Order], out: Path, name: str | None, choices: dict[str, Any]
 ) -> Manifest:
@@ -354,7 +405,7 @@ def _import(
     missing = [shard for shard in planned if (shard.split, shard.index) not in whole]
     log.info("%s: %d of %d shards to make", out, len(missing), len(planned))
     if missing:
-        _make(source, missing, out, generator)
+        _make(source, orders, missing, out, generator)
     manifest = collect_manifest(
         out,
         name=name or out.name,
@@ -384,7 +435,13 @@ def _plan(split: str, rows: Order) -> list[PlannedShard]:
     ]
 
 
-def _make(source: Source, missing: list[PlannedShard], out: Path, generator: dict) -> None:
+def _make(
+    source: Source,
+    orders: dict[str, Order],
+    missing: list[PlannedShard],
+    out: Path,
+    generator: dict[str, Any],
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     n_rows = sum(len(shard.rows) for shard in missing)
@@ -394,7 +451,9 @@ def _make(source: Source, missing: list[PlannedShard], out: Path, generator: dic
     buckets = _buckets(missing, BUCKET_BYTES // source.row_bytes)
     # has no name, so even a kill removes it
     with storing(out, n_rows * source.row_bytes), tempfile.TemporaryFile(dir=out) as scratch:
-        _spill(source, [_rows(bucket) for bucket in buckets], scratch)
+        hashes = _spill(source, [_rows(bucket) for bucket in buckets], scratch)
+        for line in leak_lines({split: hashes[rows] for split, rows in orders.items()}):
+            log.warning("%s: %s", out, line)
         scratch.seek(0)
         for bucket in buckets:
             _publish_bucket(source, bucket, scratch, out, provenance)
@@ -436,14 +495,19 @@ def _rows(bucket: list[PlannedShard]) -> Order:
     return np.concatenate([shard.rows for shard in bucket])
 
 
-def _spill(source: Source, buckets: list[Order], scratch: BinaryIO) -> None:
-    """Write each bucket's images to its region of `scratch`, in the order of the source."""
+def _spill(source: Source, buckets: list[Order], scratch: BinaryIO) -> UInt64[np.ndarray, " rows"]:
+    """Write each bucket's images to its region of `scratch`, in the order of the source.
+
+    Returns the hashes of all images: 8 bytes and four microseconds each.
+    """
+    hashes = np.empty(len(source.labels), dtype=np.uint64)
     bucket_of = np.full(len(source.labels), -1, dtype=np.int32)
     for bucket, rows in enumerate(buckets):
         bucket_of[rows] = bucket
     next_row = np.cumsum([0, *(len(rows) for rows in buckets)])
     first = 0
     for images in source.chunks(max(1, CHUNK_BYTES // source.row_bytes)):
+        hashes[first : first + len(images)] = hash_images(images)[:, 0]
         chunk_bucket = bucket_of[first : first + len(images)]
         for bucket in np.unique(chunk_bucket[chunk_bucket >= 0]):
             chosen = images[chunk_bucket == bucket]
@@ -451,6 +515,7 @@ def _spill(source: Source, buckets: list[Order], scratch: BinaryIO) -> None:
             scratch.write(chosen.data)
             next_row[bucket] += len(chosen)
         first += len(images)
+    return hashes
 
 
 def _read_images(

@@ -20,8 +20,10 @@ from bootstrap.execution import Flags
 from bootstrap.files import file_sha256
 from bootstrap.models import MODELS
 from bootstrap.randomness import Stream, integers
+from bootstrap.shards import check_normalisation
 from bootstrap.spec import parse_spec
 from bootstrap.worlds import BLOCK
+from generators.weights_file import read_card, refusing
 
 LabelMode = Literal["conditional", "teacher", "agree"]
 MAX_ATTEMPTS = 16  # of mode `agree`; an id that never agrees keeps attempt 0
@@ -114,34 +116,35 @@ def write_teacher(path: Path, model: nn.Module, card: dict[str, Any]) -> None:
 
 def read_teacher_card(path: Path) -> dict[str, Any]:
     """What `write_teacher` was told; DataError if there is no such file or it is not a teacher."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         raise DataError(f"{path}: no teacher there; train one with `deep-bootstrap train-teacher`")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return json.loads(file.metadata()["card"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: not the weights of a teacher ({error!r})") from error
+    return read_card(path, "teacher")
 
 
 def read_teacher(path: Path, flags: Flags) -> Teacher:
-    """A teacher from a file of `write_teacher`, ready to label; DataError if there is none."""
+    """A teacher from a file of `write_teacher`, ready to label; DataError if there is none.
+
+    Its model is one of the package's: a file of weights must not name code to run.
+    """
     from safetensors.torch import load_file
 
     card = read_teacher_card(path)
-    weights = load_file(path)
-    model = parse_spec(card["model"], MODELS, "model").build(
-        tuple(card["image_shape"]), card["n_classes"]
-    )
-    model.load_state_dict(
-        {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
-    )
+    with refusing(path, "teacher"):
+        weights = load_file(path)
+        shape, mean, deviation = (tuple(card[k]) for k in ("image_shape", "mean", "deviation"))
+        check_normalisation(mean, deviation, shape[2])
+        temperature = float(card.get("temperature", 1.0))
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature {temperature}")
+        spec = parse_spec(card["model"], MODELS, "model", may_import=False)
+        model = spec.build(shape, card["n_classes"])
+        model.load_state_dict(
+            {n: t.float() if t.is_floating_point() else t for n, t in weights.items()}
+        )
     model = (
         model.to(flags.torch_device, memory_format=torch.channels_last).eval().requires_grad_(False)
     )
     if flags.compiled:
         model.compile(dynamic=False)
-    normalise = Normalisation.of(tuple(card["mean"]), tuple(card["deviation"]), flags.torch_device)
-    temperature, sha256 = card.get("temperature", 1.0), file_sha256(path)
-    return Teacher(model, normalise, flags, sha256, temperature, path.absolute())
+    normalise = Normalisation.of(mean, deviation, flags.torch_device)
+    return Teacher(model, normalise, flags, file_sha256(path), temperature, path.absolute())

@@ -20,7 +20,6 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from jaxtyping import Bool, Float, Int, UInt8
-from safetensors import SafetensorError
 from torch import Tensor
 
 from bootstrap.environment import hardware
@@ -28,7 +27,8 @@ from bootstrap.errors import ConfigurationError, DataError, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import file_sha256
 from bootstrap.randomness import Stream, normals
-from generators.denoiser import Denoiser, read_card, read_denoiser
+from generators.denoiser import Denoiser, read_card, read_config, read_denoiser
+from generators.weights_file import refusing
 
 SOLVERS = ("euler", "heun", "dpm++", "unipc")  # euler on this flow is DDIM without noise
 SAMPLE_BATCH = 128
@@ -138,14 +138,14 @@ class DiffusionSpec:
         config = SamplerConfig(
             solver=self.solver, n_steps=self.n_steps, guidance=self.guidance, shift=self.shift
         )
-        try:
-            distilled = read_card(path).get("sampler")
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{path}: not the weights of a denoiser ({error!r})") from error
+        read_config(path)  # refuses what is no denoiser before a folder is made for its images
+        distilled = read_card(path).get("sampler")
         if distilled and distilled != vars(config):
+            with refusing(path, "denoiser"):
+                own = f"solver={distilled['solver']!r}, n_steps={distilled['n_steps']}"
             raise ConfigurationError(
-                f"{path.name} was distilled for one sampler: use solver={distilled['solver']!r},"
-                f" n_steps={distilled['n_steps']}, and neither guidance nor shift"
+                f"{path.name} was distilled for one sampler: use {own}, and neither guidance"
+                " nor shift"
             )
         return DiffusionSource(path=path.absolute(), config=config, flags=flags, seed=self.seed)
 
@@ -225,7 +225,8 @@ def draw_images(
 ) -> UInt8[np.ndarray, "n height width channel"]:
     """The image of each (id, label, attempt), in batches of one fixed shape.
 
-    What is not finite is drawn once more in full precision; NumericError if that does not help.
+    What is not finite or of a single colour is drawn once more in full precision: bf16 may have
+    overflowed. NumericError if it still is not finite; whoever writes refuses single colours.
     """
     images = np.empty((len(ids), *image_shape), dtype=np.uint8)
     exact = replace(flags, precision="fp32")
@@ -240,8 +241,9 @@ def draw_images(
         noise, label = noise.to(flags.torch_device), torch.from_numpy(padded[1])
         label = label.to(flags.torch_device)
         x = draw(noise, label, flags)[:n]
-        if not torch.isfinite(x).all():  # bf16 may have overflowed
-            x = torch.where(is_finite(x)[:, None, None, None], x, draw(noise, label, exact)[:n])
+        is_sound = is_finite(x) & ~is_single_colour(x)
+        if not is_sound.all():
+            x = torch.where(is_sound[:, None, None, None], x, draw(noise, label, exact)[:n])
         is_bad = ~is_finite(x)
         if is_bad.any():
             bad = ids[rows][is_bad.cpu().numpy()].tolist()
@@ -253,6 +255,12 @@ def draw_images(
 def is_finite(x: Float[Tensor, "n channel height width"]) -> Bool[Tensor, " n"]:
     """Which images hold neither NaN nor infinity."""
     return torch.isfinite(x).flatten(1).all(dim=1)
+
+
+def is_single_colour(x: Float[Tensor, "n channel height width"]) -> Bool[Tensor, " n"]:
+    """Which images have one value in all pixels of each channel once they are rounded."""
+    pixels = to_pixels(x).flatten(2)
+    return (pixels.amax(dim=2) == pixels.amin(dim=2)).all(dim=1)
 
 
 def noise_of_ids(
@@ -275,5 +283,11 @@ def to_uint8(
     x: Float[Tensor, "n channel height width"],
 ) -> UInt8[np.ndarray, "n height width channel"]:
     """[-1, 1] -> uint8 NHWC, clamped and rounded; must be finite (NaN would become black)."""
-    scaled = ((x.float() + 1) * 127.5).clamp(0, 255).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return to_pixels(x).to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def to_pixels(
+    x: Float[Tensor, "n channel height width"],
+) -> Float[Tensor, "n channel height width"]:
+    """[-1, 1] -> whole numbers in 0..255."""
+    return ((x.float() + 1) * 127.5).clamp(0, 255).round()

@@ -34,6 +34,7 @@ CIFAR10_CLASSES = (
     "truck",
 )
 MAX_CLASSES = 65_536
+MAX_CHANNELS = 4  # a longer last axis is a side of images whose channels come first
 # how many times larger than its packed bytes an array can be; deflate's bound lies in its codes
 MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1_032}
 # a few sorted labels come near that bound, but no large array of images or labels does
@@ -50,14 +51,19 @@ class LabelledImages:
     class_names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        if self.images.dtype != np.uint8 or self.images.ndim != 4:
-            raise ValueError(
-                f"images are {self.images.dtype} {self.images.shape}; they must be uint8"
-                " (n, height, width, channel): convert them first, nothing is rescaled silently"
-            )
+        check_images("images are", self.images.dtype, self.images.shape)
         if len(self.labels) != len(self.images):
             raise ValueError(f"{len(self.labels)} labels for {len(self.images)} images")
         check_labels(self.labels, len(self.class_names))
+
+
+def check_images(what: str, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """ValueError unless these are the type and the shape of images."""
+    if dtype != np.uint8 or len(shape) != 4 or 0 in shape or shape[3] > MAX_CHANNELS:
+        raise ValueError(
+            f"{what} {dtype} {shape}; images are uint8 (n, height, width, channel), channels last"
+            f" and at most {MAX_CHANNELS}: convert them first, nothing is rescaled silently"
+        )
 
 
 def check_labels(labels: Int[np.ndarray, " n"], n_classes: int, first_row: int = 0) -> None:
@@ -88,11 +94,10 @@ class NpzPart:
             x_shape, x_dtype = _npy_header(archive, "X", n_bytes)
             y_shape, y_dtype = _npy_header(archive, "Y", n_bytes)
             crc32 = " ".join(f"{archive.getinfo(f'{key}.npy').CRC:08x}" for key in ("X", "Y"))
-        if x_dtype != np.uint8 or len(x_shape) != 4 or 0 in x_shape:
-            raise DataError(
-                f"{path}: X is {x_dtype} {x_shape}; it must be uint8 (n, height, width, channel):"
-                " convert it first, nothing is rescaled silently"
-            )
+        try:
+            check_images("X is", x_dtype, x_shape)
+        except ValueError as error:
+            raise DataError(f"{path}: {error}") from error
         n, height, width, channel = x_shape
         if not np.issubdtype(y_dtype, np.integer) or y_shape not in ((n,), (n, 1)):
             raise DataError(
@@ -191,7 +196,8 @@ def _read_exactly(member: IO[bytes], n_bytes: int) -> bytes:
 
 def npz_parts(folder: Path, pattern: str = "*.npz") -> tuple[NpzPart, ...]:
     """The parts in `folder` in the order of their names; DataError if there is none."""
-    paths = sorted(folder.glob(pattern)) if folder.is_dir() else []
+    with _explained(folder):
+        paths = sorted(folder.glob(pattern)) if folder.is_dir() else []
     if not paths:
         raise DataError(f"{folder}: no {pattern} there; give the folder that holds the npz parts")
     return tuple(NpzPart.open(path) for path in paths)
@@ -204,18 +210,20 @@ def read_npz(
     labels = np.concatenate([part.labels() for part in parts])
     images = np.concatenate([chunk for part in parts for chunk in part.chunks(10_000)])
     if class_names is None:
-        class_names = numbered_classes(labels, parts[0].image_shape)
+        class_names = numbered_classes(count_classes(labels), parts[0].image_shape)
     return LabelledImages(images=images, labels=labels, class_names=class_names)
 
 
-def numbered_classes(
-    labels: Int[np.ndarray, " n"], image_shape: tuple[int, int, int]
-) -> tuple[str, ...]:
-    """Names for classes that have only numbers: CIFAR-10's for what looks like it, else digits."""
-    n_classes = int(labels.max()) + 1
-    if n_classes > MAX_CLASSES:
-        row = int(labels.argmax())
+def count_classes(labels: Int[np.ndarray, " n"]) -> int:
+    """As many classes as the largest label says; DataError naming its row if it is too large."""
+    row = int(labels.argmax())
+    if labels[row] >= MAX_CLASSES:
         raise DataError(f"row {row}: label {labels[row]}; at most {MAX_CLASSES:,} classes are read")
+    return int(labels[row]) + 1
+
+
+def numbered_classes(n_classes: int, image_shape: tuple[int, int, int]) -> tuple[str, ...]:
+    """Names for classes that have only numbers: CIFAR-10's for what looks like it, else digits."""
     if n_classes == 10 and image_shape == (32, 32, 3):
         return CIFAR10_CLASSES
     return tuple(str(k) for k in range(n_classes))

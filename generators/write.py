@@ -15,7 +15,7 @@ from jaxtyping import Int, UInt8
 
 from bootstrap.dataset import collect_manifest
 from bootstrap.errors import ConfigurationError, DataError, Interrupted, NumericError
-from bootstrap.files import remove_leftovers
+from bootstrap.files import disk_errors, remove_leftovers
 from bootstrap.locks import locked
 from bootstrap.shards import (
     SPLIT_START,
@@ -137,6 +137,7 @@ def make_in_turn(
     return len(shards)
 
 
+@disk_errors()
 def generate(
     source: Source,
     folder: Path,
@@ -154,7 +155,7 @@ def generate(
     The stream grows to whole blocks; a data set that is large enough is left alone.
     `make_all` is who makes the shards: this process, or generators.cluster.RayWorkers.
     ConfigurationError if the folder was made in another way, naming the keys that differ;
-    Interrupted at a shard's end when asked to stop.
+    Interrupted at a shard's end when asked to stop; StorageError if the disk is full or fails.
     """
     if labelling.mode != "teacher" and not source.has_classes:
         raise ConfigurationError(

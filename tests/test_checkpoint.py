@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -280,6 +281,16 @@ def test_a_pickle_is_no_denoiser_and_is_not_run(pickled, deep_bootstrap):
     code, _, err = deep_bootstrap("generate", *at, "--source", source)
     assert code == 3
     assert "evil.pt: not the weights of a denoiser" in err
+
+
+def test_a_pickle_is_nothing_to_start_from_and_is_not_run(pickled, deep_bootstrap):
+    images = np.random.default_rng(0).integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)
+    np.savez(pickled.parent / "train-0.npz", X=images, Y=np.arange(32) % 10)
+    at = ("--images", pickled.parent, "--work", pickled.parent / "work")
+    code, _, err = deep_bootstrap("train-generator", *at, "--init", pickled)
+    assert code == 3
+    assert "evil.pt: not the weights of a denoiser" in err
+    assert not (pickled.parent / "work").exists()
 
 
 def test_a_pickle_is_no_teacher_and_is_not_run(pickled, deep_bootstrap):

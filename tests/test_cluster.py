@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -35,15 +36,15 @@ class TrappedToy(ToySource):
     hangs at $TRAP_PHASE until it is killed, the others wait until it does.
     """
 
+    is_caught: ClassVar = False  # in this process
+
     def sample(self, ids, labels, attempts):
         trap = Path(os.environ["TRAP"])
         if is_victim(trap):
-            (trap / "pid.part").write_text(str(os.getpid()))
-            os.rename(trap / "pid.part", trap / "pid")
             if os.environ["TRAP_PHASE"] == "sampling":
-                hang()
-            os.fsync = hang
-        while not (trap / "pid").exists():
+                hang(trap)
+            TrappedToy.is_caught, os.fsync = True, lambda handle: hang(trap)
+        while not (TrappedToy.is_caught or (trap / "pid").exists()):
             time.sleep(0.01)
         return super().sample(ids, labels, attempts)
 
@@ -61,7 +62,10 @@ def is_victim(trap):
     return True
 
 
-def hang(*_):
+def hang(trap):
+    """Say who hangs, then do."""
+    (trap / "pid.part").write_text(str(os.getpid()))
+    os.rename(trap / "pid.part", trap / "pid")
     time.sleep(600)
 
 
@@ -72,17 +76,19 @@ class BlackToy(ToySource):
 
 @contextmanager
 def killing(trap, kill):
-    """Meanwhile, `kill` the process that is caught in the trap."""
+    """Meanwhile, `kill` the process that is caught in the trap; the files it was writing."""
 
     def wait_and_kill():
         while not (trap / "pid").exists():
             time.sleep(0.02)
-        time.sleep(0.5)  # from the first batch into the file
-        kill(int((trap / "pid").read_text()))
+        pid = int((trap / "pid").read_text())
+        half_written.extend(path.name for path in trap.glob(f"toy/*.h5.tmp-{pid}-*"))
+        kill(pid)
 
+    half_written: list[str] = []
     thread = threading.Thread(target=wait_and_kill, daemon=True)
     thread.start()
-    yield
+    yield half_written
     assert not thread.is_alive()  # it was killed
 
 
@@ -154,8 +160,9 @@ def test_two_workers_draw_from_a_denoiser_as_one_process_does(tmp_path):
 @pytest.mark.parametrize("phase", ["sampling", "in mid file"])
 def test_a_killed_worker_changes_no_byte(phase, in_one_process, trap, monkeypatch):
     monkeypatch.setenv("TRAP_PHASE", phase)
-    with killing(trap, lambda pid: os.kill(pid, signal.SIGKILL)):
+    with killing(trap, lambda pid: os.kill(pid, signal.SIGKILL)) as half_written:
         generate(TrappedToy(side=8), trap / "toy", SIZES, make_all=two_workers())
+    assert len(half_written) == (phase == "in mid file")
     assert all_bytes(trap / "toy") == in_one_process
 
 

@@ -10,20 +10,24 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import h5py
 import numpy as np
 import pytest
+from test_verify import flip_byte
 from test_write import SOURCE, all_bytes
 
+from bootstrap.cli import COMMANDS
 from bootstrap.errors import BootstrapError, StorageError
 from bootstrap.files import check_space, file_sha256, publish, replace, storing
 from bootstrap.shards import SPLIT_START, read_records
 from bootstrap.verify import verify_data
+from generators.importers import import_npz
 from generators.write import generate
 
 PATH_OPERATIONS = (
-    "open", "link", "rename", "replace", "unlink", "mkdir", "chmod", "stat", "scandir",
+    "open", "link", "rename", "replace", "unlink", "mkdir", "chmod", "stat", "scandir", "listdir",
 )  # fmt: skip
 
 
@@ -59,6 +63,10 @@ class FailingDisk:
         self.original_fsync, self.original_fdopen = os.fsync, os.fdopen
         monkeypatch.setattr(os, "fsync", self.fsync)
         monkeypatch.setattr(os, "fdopen", self.fdopen)
+        scratch = tempfile.TemporaryFile
+        monkeypatch.setattr(
+            tempfile, "TemporaryFile", lambda **options: FailingFile(self, scratch(**options))
+        )
         for name in PATH_OPERATIONS:
             monkeypatch.setattr(os, name, self.on_path(name, getattr(os, name)))
         monkeypatch.setattr(io, "open", self.on_path("read", builtins.open))
@@ -66,7 +74,7 @@ class FailingDisk:
 
 
 class FailingFile:
-    """A file whose writes may fail halfway."""
+    """A file whose reads may fail, and whose writes may fail halfway."""
 
     def __init__(self, disk, file):
         self.disk, self.file = disk, file
@@ -80,7 +88,12 @@ class FailingFile:
     def __getattr__(self, name):
         return getattr(self.file, name)
 
+    def read(self, n_bytes):
+        self.disk.step("scratch read")
+        return self.file.read(n_bytes)
+
     def write(self, content):
+        content = bytes(content)
         self.file.write(content[: len(content) // 2])
         self.disk.step("write")
         self.file.write(content[len(content) // 2 :])
@@ -97,7 +110,7 @@ def make_once_with_failing(n, folder, sizes, monkeypatch):
         disk.install(patched)
         try:
             generate(SOURCE, folder, sizes)
-        except (OSError, BootstrapError) as error:
+        except BootstrapError as error:
             return disk.failed, error
     return disk.failed, None
 
@@ -106,8 +119,14 @@ def files_of(folder):
     return {k: v for k, v in all_bytes(folder).items() if ".tmp-" not in k}
 
 
+@pytest.fixture
+def quick_disk(monkeypatch):
+    """Nothing waits for the real disk: most of the time of hundreds of tries is that."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.mark.parametrize("old", [{}, {"reference": 3}], ids=["from nothing", "extending"])
-def test_whichever_operation_fails_a_data_set_is_old_or_new(old, tmp_path, monkeypatch):
+def test_whichever_operation_fails_a_data_set_is_old_or_new(old, tmp_path, monkeypatch, quick_disk):
     sizes = {"reference": 5, "test": 4}
     if old:
         generate(SOURCE, tmp_path / "old", old)
@@ -145,6 +164,126 @@ def assert_old_or_new(folder, before, new):
         assert name == "manifest.json" or name.replace(".json", ".h5") in found
     manifest = found.get("manifest.json")
     assert manifest == before.get("manifest.json") or found == new
+
+
+def write_parts(folder):
+    """Noise of 2 grey pixels a side: a block to train on and some more, ten to test."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, n in (("train-0", 1_034), ("test", 10)):
+        images = rng.integers(0, 256, (n, 2, 2, 1), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", X=images, Y=np.arange(n) % 2)
+
+
+def import_once(root):
+    return import_npz(root / "parts", root / "data", name="noise")
+
+
+def test_whichever_operation_fails_an_import_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, quick_disk
+):
+    write_parts(tmp_path / "0" / "parts")
+    import_once(tmp_path / "0")
+    new, failures = files_of(tmp_path / "0" / "data"), []
+    for n in range(1, 1_000):
+        root = tmp_path / f"{n}"
+        shutil.copytree(tmp_path / "0" / "parts", root / "parts")
+        disk, error = FailingDisk(root, n), None
+        with monkeypatch.context() as patched:
+            disk.install(patched)
+            try:
+                import_once(root)
+            except BootstrapError as caught:
+                error = caught
+        if disk.failed is None:
+            break
+        failures.append(disk.failed)
+        if error is not None:
+            assert str(root) in str(error)
+            assert f"rrno {errno.EIO}" in str(error)
+        found = files_of(root / "data") if (root / "data").exists() else {}
+        assert found.items() <= new.items()
+        names = {name.replace(".json", ".h5") for name in found if name != "manifest.json"}
+        assert names <= found.keys()  # no record without its shard
+        assert "manifest.json" not in found or len(found) >= len(new) - 2  # the card may be missing
+        import_once(root)
+        assert files_of(root / "data") == new
+        shutil.rmtree(root)
+    assert files_of(root / "data") == new
+    expected = {"open", "write", "scratch read", "fsync", "link", "unlink", "replace", "read"}
+    assert expected <= set(failures)
+
+
+def test_whichever_operation_fails_a_repair_goes_on_to_the_same_bytes(
+    tmp_path, monkeypatch, quick_disk, deep_bootstrap
+):
+    generate(SOURCE, tmp_path / "0", {"reference": 5, "test": 4})
+    new, failures = files_of(tmp_path / "0"), []
+    flip_byte(tmp_path / "0" / "reference-00000.h5", -10)
+    broken = files_of(tmp_path / "0")
+    for n in range(1, 1_000):
+        folder = shutil.copytree(tmp_path / "0", tmp_path / f"{n}")
+        disk = FailingDisk(folder, n)
+        with monkeypatch.context() as patched:
+            disk.install(patched)
+            code, _, err = deep_bootstrap("verify", folder, "--repair")
+        if disk.failed is None:
+            break
+        failures.append(disk.failed)
+        if code != 0:
+            assert code in (3, 75), err
+            assert str(folder) in err
+            assert f"rrno {errno.EIO}" in err
+            assert "a bug?" not in err
+        for name, content in files_of(folder).items():
+            assert content in (broken[name], new[name])
+        assert {"test-00000.h5", "test-00000.json", "manifest.json"} <= files_of(folder).keys()
+        assert deep_bootstrap("verify", folder, "--repair")[0] == 0
+        assert files_of(folder) == new
+        shutil.rmtree(folder)
+    assert code == 0
+    assert files_of(folder) == new
+    assert {"open", "write", "fsync", "link", "unlink", "read", "HDF5 open"} <= set(failures)
+
+
+def test_a_whole_shard_that_cannot_be_opened_is_not_deleted(tmp_path, monkeypatch):
+    generate(SOURCE, tmp_path / "data", {"reference": 5, "test": 4})
+    before = files_of(tmp_path / "data")
+
+    def fail(path, *_, **__):
+        raise OSError(errno.EIO, "Input/output error", os.fspath(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(h5py, "File", fail)
+        with pytest.raises(BootstrapError, match=r"test-00000\.h5.*Errno 5"):
+            verify_data(tmp_path / "data", repair=True)
+    assert files_of(tmp_path / "data") == before
+
+
+def test_a_disk_error_that_nothing_explains_is_no_bug_to_the_user(deep_bootstrap, monkeypatch):
+    def fail(argv):
+        raise PermissionError(errno.EACCES, "Permission denied", "/results/pair.json")
+
+    monkeypatch.setitem(COMMANDS, "doctor", fail)
+    code, _, err = deep_bootstrap("doctor")
+    assert code == 75
+    assert err.startswith("deep-bootstrap: /results/pair.json: Permission denied (errno 13); mend")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    """Or repair would take every shard for one without a record, and delete it."""
+    generate(SOURCE, tmp_path / "data", {"reference": 5, "test": 4})
+    before = files_of(tmp_path / "data")
+
+    def fail(path):
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "listdir", fail)
+        patched.setattr(os, "scandir", fail)
+        with pytest.raises(StorageError, match="errno 13"):
+            verify_data(tmp_path / "data", repair=True)
+    assert files_of(tmp_path / "data") == before
 
 
 @pytest.mark.parametrize("write", [publish, replace], ids=lambda f: f.__name__)

@@ -9,6 +9,7 @@ from bootstrap.duplicates import (
     count_by_split,
     equal_pairs,
     hash_images,
+    leak_lines,
     near_pairs,
     nearly_equal,
     split_of,
@@ -121,6 +122,26 @@ def test_equal_images_are_paired_with_the_last_before_them():
     hashes = hash_images(images)
     for shards in ([hashes], [hashes[:3], hashes[3:3], hashes[3:]]):
         np.testing.assert_array_equal(equal_pairs(shards), [[4, 2], [7, 4]])
+
+
+def test_a_line_for_each_split_says_how_many_of_it_are_test_images_and_which_is_first():
+    test = np.array([30, 10, 20], dtype=np.uint64)
+    hashes = {
+        "test": test,
+        "stream": np.array([5, 20, 99, 20, 30], dtype=np.uint64),
+        "reference": np.array([11, 29, 31, 0], dtype=np.uint64),
+        "pretrain": np.array([10], dtype=np.uint64),
+    }
+    stream, pretrain = leak_lines(hashes)
+    assert stream.startswith("3 images of stream are test images too (stream id 1000000001 is test")
+    assert "is test id 2)" in stream
+    assert pretrain.startswith("1 images of pretrain are test images too (pretrain id 500000000 is")
+
+
+@pytest.mark.parametrize("empty", ["test", "stream"])
+def test_without_images_nothing_leaks(empty):
+    hashes = {name: np.array([7], dtype=np.uint64) for name in ("test", "stream")}
+    assert leak_lines(hashes | {empty: np.empty(0, dtype=np.uint64)}) == []
 
 
 @pytest.mark.parametrize(

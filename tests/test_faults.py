@@ -99,7 +99,7 @@ def rounds():
 
 
 def kill_at_random(folder, phase, rng):
-    """Kill a generation a random time after one of the starts of `phase`; the phase it died in."""
+    """Kill a generation a random time after a start of `phase`; its pid, the phase it died in."""
     command = [sys.executable, str(CHILD), "generate", str(folder), "announce", "0"]
     nth, delay_s = rng.integers(1, N_SHARDS + 1), rng.uniform(0, MAX_DELAY_S[phase])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
@@ -111,7 +111,7 @@ def kill_at_random(folder, phase, rng):
         child.kill()
         begun += child.stdout.read().split()
     assert child.returncode == -signal.SIGKILL
-    return begun[-1]
+    return child.pid, begun[-1]
 
 
 def test_a_generation_killed_at_random_times_ends_with_the_same_bytes(generated, tmp_path):
@@ -119,9 +119,12 @@ def test_a_generation_killed_at_random_times_ends_with_the_same_bytes(generated,
     for number in rounds():
         folder = tmp_path / str(number)
         phase = list(MAX_DELAY_S)[number % len(MAX_DELAY_S)]
-        died_in[kill_at_random(folder, phase, np.random.default_rng(number))] += 1
-        left = {k: v for k, v in all_bytes(folder).items() if ".tmp-" not in k}
+        pid, last = kill_at_random(folder, phase, np.random.default_rng(number))
+        died_in[last] += 1
+        found = all_bytes(folder)
+        left = {k: v for k, v in found.items() if ".tmp-" not in k}
         assert left.items() <= whole.items()  # nothing is there in part
+        assert all(f".tmp-{pid}-" in name for name in found.keys() - left.keys())
         finished = run_child("generate", folder)
         assert finished.returncode == 0, finished.stderr
         assert all_bytes(folder) == whole

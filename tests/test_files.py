@@ -1,12 +1,15 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
 
 import pytest
 
 from bootstrap import files
+from bootstrap.errors import StorageError
 from bootstrap.files import (
     canonical_json,
+    disk_errors,
     file_sha256,
     is_process_alive,
     pretty_json,
@@ -146,6 +149,26 @@ def test_a_process_of_someone_else_is_alive(monkeypatch):
 def test_hashes_are_sha256(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_hex(b"abc") == file_sha256(tmp_path / "a") == SHA256_ABC
+
+
+def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path, monkeypatch):
+    def fail_read(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    (tmp_path / "a").write_bytes(b"abc")
+    monkeypatch.setattr("hashlib.file_digest", fail_read)
+    message = rf"{tmp_path / 'a'}: Input/output error .errno 5.; mend"
+    with pytest.raises(StorageError, match=message), disk_errors():
+        file_sha256(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(2, "gone"), ConnectionError(111, "refused"), OSError("no errno")]
+)
+def test_what_is_no_fault_of_a_disk_is_passed_on_as_it_is(error):
+    with pytest.raises(OSError, match=r"gone|refused|no errno") as caught, disk_errors():
+        raise error
+    assert caught.value is error
 
 
 def test_equal_values_have_equal_canonical_json():

@@ -17,7 +17,7 @@ from bootstrap.shards import (
     read_manifest,
     read_records,
 )
-from bootstrap.verify import verify_data
+from bootstrap.verify import check_used_shards, verify_data
 from generators import importers
 from generators.importers import (
     import_cifar5m,
@@ -25,6 +25,7 @@ from generators.importers import (
     import_npz,
     import_torchvision,
 )
+from generators.sources import LabelledImages
 
 N_TRAIN, N_TEST = 3_000, 200
 
@@ -117,7 +118,7 @@ def test_the_stream_is_whole_blocks_and_the_reference_the_rest(imported):
 
 def test_fifty_thousand_training_images_give_48_blocks_and_848_references(tmp_path, out):
     write_part(tmp_path / "train-0.npz", 0, 50_000, side=2, channels=1)
-    write_part(tmp_path / "test.npz", 50_000, 10, side=2, channels=1)
+    write_part(tmp_path / "test.npz", 50_000, 20, side=2, channels=1)
     manifest = import_parts(tmp_path, out)
     assert (manifest.n("stream"), manifest.n("reference")) == (49_152, 848)
 
@@ -289,6 +290,17 @@ def test_a_full_disk_is_noticed_before_anything_is_written(parts, out, monkeypat
 # What is refused
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28)], ids=str)
+def test_images_with_channels_first_exit_3_and_leave_nothing(deep_bootstrap, tmp_path, out, shape):
+    for name, n in (("train-0", 1_100), ("test", 50)):
+        np.savez(tmp_path / f"{name}.npz", X=np.zeros((n, *shape), np.uint8), Y=np.arange(n) % 10)
+    code, _, err = deep_bootstrap("import", "npz", tmp_path, out)
+    assert code == 3
+    assert f"train-0.npz: X is uint8 {(1_100, *shape)}; " in err
+    assert "channels last" in err
+    assert not out.exists()
+
+
 def test_a_label_out_of_range_is_refused_with_file_and_row(tmp_path, out):
     parts = write_parts(tmp_path / "parts")
     labels = label_of(np.arange(1_000))
@@ -304,6 +316,78 @@ def test_labels_that_overflowed_their_type_are_refused_with_the_first_bad_row(tm
     write_part(parts / "train-1.npz", 1_000, 1_000, labels=labels)
     with pytest.raises(DataError, match=r"train-1\.npz: row 128: label -128 is not in 0\.\."):
         import_parts(parts, out)
+
+
+def relabel(parts, name, first, n, labels_by_row):
+    labels = label_of(first + np.arange(n))
+    labels[list(labels_by_row)] = list(labels_by_row.values())
+    write_part(parts / name, first, n, labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "label", "counts"),
+    [
+        ("train-1.npz", 1_000, 10, "1 training and 0 test images"),
+        ("test.npz", N_TRAIN, 10, "0 training and 1 test images"),
+        ("train-1.npz", 1_000, 57, "1 training and 0 test images, and no image has label 10"),
+    ],
+    ids=["in train", "in test", "after a gap"],
+)
+def test_a_stray_label_does_not_become_a_class(
+    deep_bootstrap, parts, out, name, first, label, counts
+):
+    relabel(parts, name, first, N_TEST if first == N_TRAIN else 1_000, {17: label})
+    code, _, err = deep_bootstrap("import", "npz", parts, out)
+    assert code == 3
+    assert f"{name}: row 17: label {label}, a class with {counts}; remove or relabel" in err
+    assert f"--n-classes {label + 1}" in err
+    assert not out.exists()
+
+
+def test_a_label_that_no_image_has_is_a_gap(parts, out):
+    for name, first, n in (("train-0.npz", 0, 1_000), ("test.npz", N_TRAIN, N_TEST)):
+        relabel(parts, name, first, n, {5: 11})
+    with pytest.raises(
+        DataError, match=r"train-0\.npz: row 5: label 11, .* no image has label 10;"
+    ):
+        import_parts(parts, out)
+
+
+def test_a_class_without_test_images_is_one_if_the_number_of_classes_says_so(parts, out):
+    relabel(parts, "train-1.npz", 1_000, 1_000, {17: 10})
+    manifest = import_parts(parts, out, n_classes=11)
+    assert manifest.n_classes == 11
+    assert "n_classes" not in manifest.generator  # its labels say so too
+
+
+def test_more_classes_than_labels_are_part_of_the_configuration(parts, out):
+    assert import_parts(parts, out, n_classes=12).n_classes == 12
+    with pytest.raises(ConfigurationError, match=r"differs in n_classes \(12 there, None"):
+        import_parts(parts, out)
+
+
+def test_a_label_beyond_the_number_of_classes_is_refused_with_file_and_row(parts, out):
+    with pytest.raises(DataError, match=r"train-0\.npz: row \d+: label 9 is not in 0\.\.8"):
+        import_parts(parts, out, n_classes=9)
+
+
+@pytest.mark.parametrize("n_classes", [0, -1, 65_537])
+def test_a_number_of_classes_that_cannot_be_is_refused(parts, out, n_classes):
+    with pytest.raises(ConfigurationError, match=f"n_classes={n_classes} must be in 1"):
+        import_parts(parts, out, n_classes=n_classes)
+
+
+def test_two_halves_with_other_classes_are_refused(monkeypatch, out):
+    def read(name, root, train):
+        rows = np.arange(1_100)
+        names = tuple("0123456789") if train else (*"0123456789", "stray")
+        images = numbered_images(0, 1_100)
+        return LabelledImages(images=images, labels=label_of(rows), class_names=names)
+
+    monkeypatch.setattr(importers, "read_torchvision", read)
+    with pytest.raises(DataError, match="have different classes"):
+        import_torchvision("USPS", out, out)
+    assert not out.exists()
 
 
 def test_parts_of_different_shapes_are_refused(parts, out):
@@ -344,7 +428,7 @@ def test_the_normalisation_is_that_of_the_reference(imported):
 
 def test_without_a_reference_the_normalisation_is_that_of_the_first_stream_block(tmp_path, out):
     write_part(tmp_path / "train.npz", 0, 2_048)
-    write_part(tmp_path / "test.npz", 2_048, 10)
+    write_part(tmp_path / "test.npz", 2_048, 20)
     manifest = import_parts(tmp_path, out)
     pixels = read_split(out, "stream").images[:1_024] / 255
     assert manifest.n("reference") == 0
@@ -512,6 +596,46 @@ def test_a_torchvision_set_keeps_its_parts_apart(tmp_path, out):
     stream, reference = (read_split(out, split).images for split in ("stream", "reference"))
     found = sorted(image.tobytes() for image in np.concatenate([stream, reference]))
     assert found == sorted(image.tobytes() for image in images)
+
+
+# Leaks
+
+
+def test_a_test_image_among_the_training_images_is_warned_of_with_both_ids(parts, out, caplog):
+    images = numbered_images(0, 1_000)
+    images[17] = numbered_images(N_TRAIN, N_TEST)[5]
+    np.savez(parts / "train-0.npz", X=images, Y=label_of(np.arange(1_000)))
+    manifest = import_parts(parts, out)
+    ids = {}
+    for split in ("stream", "reference", "test"):
+        columns = read_split(out, split)
+        for i in columns.ids[row_of(columns.images) == N_TRAIN + 5]:
+            ids[split] = int(i)
+    split = next(iter(ids))
+    assert ids.keys() == {split, "test"}
+    said = f"1 images of {split} are test images too ({split} id {ids[split]} is test id"
+    assert caplog.text.count(f"{said} {ids['test']})") == 1
+    check_used_shards(out, manifest, manifest.n_stream)  # as compare does
+    assert caplog.text.count(f"{said} {ids['test']})") == 2
+    assert "1 images are there more than once" in str(verify_data(out).problems[0])
+
+
+def test_images_that_are_all_different_are_not_warned_of(parts, out, caplog):
+    manifest = import_parts(parts, out)
+    check_used_shards(out, manifest, manifest.n_stream)
+    assert "test images too" not in caplog.text
+
+
+def test_the_card_of_an_import_that_looks_like_cifar_10_names_its_known_near_duplicates(tmp_path):
+    for side in (32, 8):
+        parts = tmp_path / f"parts-{side}"
+        parts.mkdir()
+        write_part(parts / "train.npz", 0, 1_024, side=side)
+        write_part(parts / "test.npz", 1_024, 20, side=side)
+        import_parts(parts, tmp_path / f"{side}")
+    said = "3.3 % of its test images have a near-duplicate among its training images (Barz and"
+    assert said in (tmp_path / "32" / "README.md").read_text()
+    assert said not in (tmp_path / "8" / "README.md").read_text()
 
 
 # Order

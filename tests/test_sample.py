@@ -19,6 +19,7 @@ from generators.sample import (
     solve,
     to_uint8,
 )
+from generators.write import generate
 
 TINY = DenoiserConfig(image_shape=(8, 8, 3), widths=(16, 32), norm_groups=8)
 N_CLASSES = TINY.n_classes
@@ -199,6 +200,59 @@ def test_an_overflow_in_bf16_is_sampled_again_in_full_precision(source, flags):
     in_bf16 = replace(source, flags=replace(flags, precision="bf16"))
     image = torch.full((1, 3, 8, 8), 1.0)
     assert (with_denoiser(in_bf16, OverflowsInBf16(image)).sample(*ask(2)) == 255).all()
+
+
+class BlackInBf16(PointMass):
+    """Right in full precision, black under autocast; counts the draws of one step."""
+
+    def __init__(self, image):
+        super().__init__(image)
+        self.n_draws = 0
+
+    def __call__(self, x, t, label):
+        self.n_draws += 1
+        if torch.is_autocast_enabled("cpu"):
+            return (x + 1) / t[:, None, None, None]
+        return super().__call__(x, t, label)
+
+
+def test_black_images_in_bf16_are_drawn_once_more_in_full_precision(source, flags):
+    image = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+    denoiser = BlackInBf16(image)
+    config = SamplerConfig(solver="euler", n_steps=1)
+    in_bf16 = replace(source, flags=replace(flags, precision="bf16"), config=config)
+    images = with_denoiser(in_bf16, denoiser).sample(*ask(3))
+    np.testing.assert_array_equal(images, np.repeat(to_uint8(image), 3, axis=0))
+    assert denoiser.n_draws == 2
+
+
+def test_only_the_images_of_a_single_colour_are_replaced(source, flags):
+    class OneBlackInBf16(BlackInBf16):
+        def __call__(self, x, t, label):
+            velocity = super().__call__(x, t, label)
+            if not torch.is_autocast_enabled("cpu"):
+                return velocity
+            return torch.where((label == 1)[:, None, None, None], velocity, 0 * x)
+
+    image = torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8)
+    config = SamplerConfig(solver="euler", n_steps=1)
+    in_bf16 = replace(source, flags=replace(flags, precision="bf16"), config=config)
+    images = with_denoiser(in_bf16, OneBlackInBf16(image)).sample(*ask(3))
+    expected = to_uint8(torch.cat([noise(1), image, noise(3)[2:]]))
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_images_that_stay_black_stop_the_generation_with_their_ids_and_nothing_written(
+    source, flags, tmp_path
+):
+    black = with_denoiser(
+        replace(source, flags=replace(flags, precision="bf16")),
+        PointMass(torch.full((1, 3, 8, 8), -1.0)),
+    )
+    with pytest.raises(NumericError, match=r"ids \[0, 1, 2, 3, 4\].* single colour") as caught:
+        generate(black, tmp_path / "data", {"test": 10})
+    assert caught.value.exit_code == 5
+    assert not list((tmp_path / "data").glob("[a-z]*"))
 
 
 @pytest.mark.parametrize(

@@ -413,6 +413,30 @@ def test_a_manifest_that_lacks_a_shard_is_reported(data):
     assert "stream-00003.h5 has no record in it" in problem
 
 
+@pytest.mark.parametrize("key", ["mean", "deviation"])
+def test_an_edited_normalisation_is_reported(data, key):
+    path = data / "manifest.json"
+    value = json.loads(path.read_text())
+    value[key][1] += 1e-6
+    path.write_text(json.dumps(value))
+    (problem,) = problems(data)
+    assert problem.startswith("manifest.json: not the normalisation of its images (the mean of")
+
+
+def test_the_normalisation_of_a_reference_that_grew_is_that_of_its_beginning(data):
+    publish(data, "reference", 1, make_columns("reference", 30, seed=102, first=60))
+    collect(data)
+    assert problems(data) == []
+
+
+def test_the_normalisation_is_that_of_the_first_block_if_the_reference_came_later(tmp_path):
+    publish(tmp_path, "stream", 0, make_columns("stream", 2 * SHARD, seed=0))
+    collect(tmp_path)
+    publish(tmp_path, "reference", 0, make_columns("reference", 60, seed=101))
+    collect(tmp_path)
+    assert problems(tmp_path) == []
+
+
 def test_an_empty_folder_is_reported(tmp_path):
     assert problems(tmp_path)[0].startswith("manifest.json: not a manifest")
 

@@ -27,6 +27,7 @@ from generators.quality import (
     label_agreement,
     memorisation,
 )
+from generators.weights_file import refusing
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights"
 
@@ -52,7 +53,9 @@ def run_quality(
 ) -> Iterator[str]:
     """Write quality.json, closest.png and the data card; finished parts are not done again."""
     data, real, protocol = options.data, options.real, options.protocol
-    teacher = read_teacher(options.teacher, flags)
+    teacher, card = read_teacher(options.teacher, flags), read_teacher_card(options.teacher)
+    with refusing(options.teacher, "teacher"):
+        test_error = float(card["test_error"])
     sets = {"real": real, "generated": data}
     unknown = set(options.train_on) - set(sets)
     if unknown:
@@ -77,7 +80,6 @@ def run_quality(
             errors[f"{name}_to_{test}"] = error
             yield f"trained on {name}, tested on {test}: error {error:.4f}"
 
-    card = read_teacher_card(options.teacher)
     quality = {
         "schema": 1,
         "data": data.name,
@@ -88,7 +90,7 @@ def run_quality(
         "protocol": protocol.describe(flags),
         "hardware": hardware(flags.device),
         "real": read_manifest(real).name,
-        "teacher": {"name": options.teacher.stem, "test_error": card["test_error"]},
+        "teacher": {"name": options.teacher.stem, "test_error": test_error},
         "distance": distance,
         "labels": labels,
         "memorisation": copies,

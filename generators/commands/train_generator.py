@@ -22,8 +22,8 @@ from generators.card import grid_image
 from generators.denoiser import (
     Denoiser,
     DenoiserConfig,
-    read_card,
     read_denoiser,
+    read_images_seen,
     write_denoiser,
 )
 from generators.ranks import Ranks, joined
@@ -77,6 +77,8 @@ def _train(
     is_interrupted: Callable[[], bool],
 ) -> Iterator[str]:
     data = read_training_images(options.images, options.pattern)
+    if options.init:
+        read_images_seen(options.init)  # the snapshots' cards need it: refuse now, not then
     initial = read_denoiser(options.init) if options.init else None
     recipe = replace(options.recipe, config=network_for(data, options, initial))
     state = build_state(recipe, flags.torch_device, initial)
@@ -184,7 +186,7 @@ def write_snapshot(
     flags: Flags,
 ) -> None:
     """Checkpoint, averaged weights and a grid: ten images of each of the first classes."""
-    seen_before = read_card(options.init)["images_seen"] if options.init else 0
+    seen_before = read_images_seen(options.init) if options.init else 0
     meta = {"state": state.meta(), "run": describe_run(options, recipe, data)}
     write_checkpoint(options.work, "denoiser", state.step, state.tensors(), meta)
     keep_latest(options.work, "denoiser")
