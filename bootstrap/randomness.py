@@ -31,6 +31,7 @@ class Stream(IntEnum):
     DENOISER_BATCH = 10
     DENOISER_NOISE = 11
     BOOTSTRAP = 12
+    ARCHITECTURE = 13
 
 
 def bits(seed: int, stream: Stream, *coordinates: int, n: int) -> UInt64[np.ndarray, " n"]:

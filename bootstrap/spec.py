@@ -12,6 +12,7 @@ import dataclasses
 import difflib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Mapping
 from math import isfinite
@@ -65,7 +66,7 @@ def _resolve(name: str, table: Mapping[str, type], what: str, may_import: bool) 
         )
     if colon:
         try:
-            home = _run_file(module) if module.endswith(".py") else importlib.import_module(module)
+            home = _run_file(module) if module.endswith(".py") else _import_module(module)
             cls = getattr(home, attribute)
         except (ImportError, AttributeError, ValueError, TypeError, OSError) as error:
             raise ConfigurationError(f"{what} {name!r} cannot be imported: {error}") from None
@@ -75,6 +76,14 @@ def _resolve(name: str, table: Mapping[str, type], what: str, may_import: bool) 
     raise ConfigurationError(
         f"unknown {what} {name!r}{_did_you_mean(name, table)}; there are: {', '.join(table)}"
     )
+
+
+def _import_module(name: str) -> ModuleType:
+    """A module by its dotted name; like `file.py`, it may lie in the working folder."""
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)  # last, so that it hides nothing
+    return importlib.import_module(name)
 
 
 def _run_file(path: str) -> ModuleType:

@@ -65,6 +65,7 @@ def test_stream_numbers_are_part_of_the_format():
         "DENOISER_BATCH": 10,
         "DENOISER_NOISE": 11,
         "BOOTSTRAP": 12,
+        "ARCHITECTURE": 13,
     }
 
 

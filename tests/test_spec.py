@@ -1,5 +1,6 @@
 """Values are named by text; text is data, never code."""
 
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -148,3 +149,20 @@ def test_a_class_that_cannot_be_imported_is_refused(name):
 def test_a_function_is_refused_and_not_called():
     with pytest.raises(ConfigurationError, match="is not a dataclass"):
         parse_spec(f"{__name__}:not_a_value", MODELS, "model")
+
+
+def test_a_module_of_the_users_own_may_lie_in_the_working_folder(tmp_path, monkeypatch):
+    package = tmp_path / "own_nets"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "wide.py").write_text(
+        "from dataclasses import dataclass\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Net:\n"
+        "    width: int = 1\n"
+    )
+    monkeypatch.setattr("sys.path", [folder for folder in sys.path if folder])
+    monkeypatch.chdir(tmp_path)
+    value = parse_spec("own_nets.wide:Net(width=3)", MODELS, "model")
+    assert value.width == 3
+    assert format_spec(value, MODELS) == "own_nets.wide:Net(width=3)"
