@@ -9,7 +9,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare plot doctor test test-long check bench bench-generate bench-solvers bench-scale bench-import clean
+.PHONY: help setup generate compare plot doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ check: $(READY)  ## format, lint, types, import rules
 
 bench: $(READY)  ## measure training, evaluation and sampling speed here
 	$(BIN)/python -m tests.bench.speed $(ARGS)
+
+bench-pair: $(READY)  ## measure a whole run against a plain PyTorch loop
+	$(BIN)/python -m tests.bench.pair $(ARGS)
 
 bench-generate: $(READY)  ## measure drawing images against diffusers' pipelines
 	$(BIN)/python -m tests.bench.generate $(ARGS)
