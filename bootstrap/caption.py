@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bootstrap.curves import MIN_SEEDS, convergence_steps, error_by_seed
+from bootstrap.curves import MIN_SEEDS, approximate_from, convergence_steps, error_by_seed
 from bootstrap.runlog import Run
 
 
@@ -59,11 +59,20 @@ def _notes(run: Run) -> list[str]:
     notes = [] if run.status == "complete" else [f"Status: {run.status}."]
     if not len(run.steps):
         return [*notes, "The ideal world has no record, so there is no gap."]
+    if (step := approximate_from(run)) is not None:
+        notes.append(f"{approximate_note(step)}.")
+    for (seed, n), why in run.refused.items():
+        notes.append(f"No gap for N = {n:,}, seed {seed}: {why}.")
     if any(not np.array_equal(real.steps, run.steps) for real in run.real.values()):
         notes.append("The worlds were evaluated at different steps: the gap is at common steps.")
     if any(np.isnan(error_by_seed(run, n)).any() for n in (None, *run.n_samples)):
         notes.append("Some seeds lack steps: a mean is drawn where all seeds have one.")
     return notes + _convergence_notes(run)
+
+
+def approximate_note(step: int) -> str:
+    """What an ideal world on a short stream is worth."""
+    return f"The stream was too short: from step {step:,} on the ideal world is approximate"
 
 
 def _convergence_notes(run: Run) -> list[str]:

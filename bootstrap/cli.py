@@ -171,7 +171,11 @@ def compare(argv: list[str]) -> None:
     from bootstrap.plan import plan_pair
 
     plan = plan_pair(
-        recipe, data, options.out, n_samples=options.n_samples, flags=flags, preset=options.preset
+        *(recipe, data, options.out),
+        n_samples=options.n_samples,
+        flags=flags,
+        preset=options.preset,
+        allow_reuse=options.allow_reuse,
     )
     _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
     _say(
@@ -197,6 +201,7 @@ def compare(argv: list[str]) -> None:
             seeds=seeds,
             flags=flags,
             preset=options.preset,
+            allow_reuse=options.allow_reuse,
             overwrite=options.overwrite,
             control=Control(
                 on_record=progress.on_record,
@@ -382,14 +387,19 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        remedy = "install with `make setup`" if isinstance(error, ImportError) else "a bug?"
-        is_usage = isinstance(error, (ValueError, FileNotFoundError, ImportError))
-        what = str(error) if is_usage else f"{type(error).__name__}: {error}; {remedy}"
+        what, code = explain(error)
         print(f"deep-bootstrap: {what} (--debug shows where)", file=sys.stderr)
-        raise SystemExit(2 if is_usage else 1) from None
+        raise SystemExit(code) from None
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """One line about an error that nobody expected, and its exit code."""
+    if isinstance(error, (ValueError, ImportError, FileNotFoundError, NotADirectoryError)):
+        return str(error), 2
+    return f"{type(error).__name__}: {error}; a bug?", 1
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

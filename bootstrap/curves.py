@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from scipy import stats
 
 from bootstrap.errors import DataError
+from bootstrap.pairing import identity_differences
+from bootstrap.records import APPROXIMATE
 from bootstrap.runlog import METRICS, Curves, Run
 
 CONVERGED_TRAIN_ERROR = 0.01  # the paper's T_0: train error at most 1 %
@@ -29,9 +31,15 @@ def curve_gap(
 ) -> Float[np.ndarray, "n_seeds n_steps"]:
     """Real minus ideal, step by step (for soft_error, the paper's bootstrap error).
 
-    DataError if the two were evaluated at different steps.
+    DataError if the two are of runs with different identities, or were evaluated at different
+    steps.
     """
     _check_metric(metric)
+    if differing := identity_differences(real.identity, ideal.identity):
+        raise DataError(
+            f"real and ideal are no pair, they differ in {', '.join(differing)}; subtract the"
+            " worlds of one run"
+        )
     if not np.array_equal(real.steps, ideal.steps):
         raise DataError(
             f"real has {len(real.steps)} evaluation steps and ideal {len(ideal.steps)}, and they"
@@ -46,20 +54,25 @@ def gap(
     """The gap of the real world with `n_samples` at `run.steps`; metric: error, soft_error or loss.
 
     `n_samples` may be left out when the run has one N. The gap is NaN where a world has no record:
-    in an unfinished run, or at the fork of an N that was asked for after this world was done.
+    in an unfinished run, or at the fork of an N that was asked for after this world was done; and
+    for a seed of which one world failed. DataError if the records show that the worlds are no pair.
     """
     _check_metric(metric)
     n_samples = _only(run.n_samples) if n_samples is None else n_samples
     if n_samples not in run.n_samples:
         raise ValueError(f"{run.name} has no N = {n_samples}; it has {_listed(run.n_samples)}")
+    for (seed, n), why in run.unpaired.items():
+        if n == n_samples:
+            raise DataError(f"{run.path}: N = {n:,}, seed {seed}: {why}; see `verify` on the run")
     return gap_where_both(run, metric, n_samples)
 
 
 def gap_where_both(run: Run, metric: str, n_samples: int) -> Float[np.ndarray, "n_seeds n_steps"]:
-    """The gap at `run.steps`, NaN where a world has no record; never refuses."""
+    """The gap at `run.steps`, NaN where a world has no record or the run refuses; never raises."""
     worlds = (run.real[n_samples], run.ideal)
     real, ideal = (at_steps(w, f"test_{metric}", run.steps, len(run.seeds)) for w in worlds)
-    return real - ideal
+    refused = [(seed, n_samples) in run.refused for seed in run.seeds]
+    return np.where(np.array(refused, dtype=bool)[:, None], np.nan, real - ideal)
 
 
 def at_steps(
@@ -137,6 +150,13 @@ def first_reuse_step(run: Run, n_samples: int) -> int | None:
     """The step at which the real world starts to repeat: N // batch; None if no batch is known."""
     batch_size = (run.config.get("recipe") or {}).get("batch_size")
     return n_samples // batch_size if batch_size else None
+
+
+def approximate_from(run: Run) -> int | None:
+    """The step at which the ideal world starts to re-use samples; None if it has not."""
+    if f"extra.{APPROXIMATE}" not in run.ideal.columns:
+        return None
+    return first_reuse_step(run, run.config["pool_n_samples"])
 
 
 def error_by_seed(run: Run, n_samples: int | None) -> Float[np.ndarray, "n_seeds n_steps"]:

@@ -39,6 +39,16 @@ def describe_environment(flags: Flags) -> dict[str, Any]:
     }
 
 
+def version_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What two environments differ in that may change bits, with both values."""
+    names = {**before.get("packages", {}), **now["packages"]}
+    pairs = {
+        name: (before.get("packages", {}).get(name), now["packages"].get(name)) for name in names
+    }
+    pairs |= {key: (before.get(key), now[key]) for key in ("python", "git", "hardware")}
+    return [f"{name} {then}, now {new}" for name, (then, new) in pairs.items() if then != new]
+
+
 def package_versions() -> dict[str, str]:
     """Installed versions of what changes numbers."""
     found = {}

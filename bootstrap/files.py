@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -15,7 +16,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bootstrap.errors import BootstrapError, StorageError
+from bootstrap.errors import BootstrapError, ConfigurationError, StorageError
+
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def publish(path: Path, content: bytes) -> None:
@@ -61,19 +64,20 @@ def storing(path: Path, n_bytes: int) -> Iterator[None]:
     except (FileExistsError, StorageError):
         raise
     except OSError as error:
-        why = f"{error.strerror or error} (errno {error.errno})"
+        why, remedy = describe(error)
+        if error.errno not in UNUSABLE:
+            why += f"; {n_bytes:,} bytes are needed, {free_bytes(path):,} are free"
         raise StorageError(
-            f"{path}: cannot be written: {why}; {n_bytes:,} bytes are needed,"
-            f" {free_bytes(path):,} are free; make room or mend the disk, then run the same"
-            " command again"
+            f"{path}: cannot be written: {why}; {remedy}, then run the same command again"
         ) from error
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn an OSError that says only what failed into a StorageError with path, errno and remedy.
+    """Turn an OSError that says only what failed into an error with path, errno and remedy.
 
-    A file that is not there, and a connection that fails, are no faults of a disk.
+    ConfigurationError where a path cannot be used, StorageError where the disk fails. A file that
+    is not there, and a connection that fails, are neither.
     """
     try:
         yield
@@ -82,11 +86,18 @@ def disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno is None:  # not the system's but some library's
             raise
-        where = error.filename or "a file"
-        raise StorageError(
-            f"{where}: {error.strerror or error} (errno {error.errno}); mend the disk, the path or"
-            " its permissions, then run the same command again"
+        why, remedy = describe(error)
+        kind = ConfigurationError if error.errno in UNUSABLE else StorageError
+        raise kind(
+            f"{error.filename or 'a file'}: {why}; {remedy}, then run the same command again"
         ) from error
+
+
+def describe(error: OSError) -> tuple[str, str]:
+    """What went wrong with its errno, and what a user can do about it."""
+    is_usable = error.errno not in UNUSABLE
+    remedy = "make room or mend the disk" if is_usable else "allow it or choose another folder"
+    return f"{error.strerror or error} (errno {error.errno})", remedy
 
 
 def check_space(folder: Path, n_bytes: int) -> None:
@@ -101,7 +112,8 @@ def check_space(folder: Path, n_bytes: int) -> None:
 
 def free_bytes(path: Path) -> int:
     """What is free on the disk of `path`, which need not exist yet."""
-    there = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    above = (path.absolute(), *path.absolute().parents)
+    there = next(p for p in above if os.path.exists(p))  # False too where one may not look
     return shutil.disk_usage(there).free
 
 

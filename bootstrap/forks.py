@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bootstrap.batch import Batch
 from bootstrap.checkpoint import (
+    checkpoint_steps,
     keep_latest,
     read_checkpoint,
     read_latest,
@@ -225,6 +226,9 @@ def advance(
     label = name or "replay"
     remove_leftovers(folder)
     remove_leftovers(run.checkpoints)
+    for later in checkpoint_steps(run.checkpoints, label):  # corrupt, or they would be gone on from
+        if later > state.step:
+            remove_checkpoint(run.checkpoints, label, later)
     for world in worlds:
         truncate_rows(folder / f"{world}.jsonl", state.step)
         truncate_rows(folder / f"{world}-every-step.jsonl", state.step)
@@ -248,7 +252,9 @@ def advance(
                 if record.step >= until_step:
                     continue
                 if isinstance(record, Record):
-                    file, row = rows[world], record.for_world(world).to_json()
+                    is_approximate = record.step > run.plan.fresh_until(world)
+                    mine = record.for_world(world, is_approximate=is_approximate)
+                    file, row = rows[world], mine.to_json()
                 else:
                     file, row = steps[world], record.to_json()
                 control.on_row(run.seed, file.path.stem, row)

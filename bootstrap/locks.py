@@ -12,15 +12,19 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bootstrap.errors import ConfigurationError
-from bootstrap.files import pretty_json, replace
+from bootstrap.errors import ConfigurationError, StorageError
+from bootstrap.files import UNUSABLE, describe, pretty_json, replace
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; ConfigurationError naming the holder if another process has it."""
+    """Make the folder if need be and hold its lock.
+
+    ConfigurationError naming the holder if another process has it, or if it cannot be written to.
+    """
     holder = folder / ".lock.json"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock").acquire(timeout=0)
     except Timeout:
         who = "another process"
@@ -30,6 +34,10 @@ def locked(folder: Path) -> Iterator[None]:
         raise ConfigurationError(
             f"{folder} is being written by {who}; wait for it or stop it"
         ) from None
+    except OSError as error:
+        why, remedy = describe(error)
+        kind = ConfigurationError if error.errno in UNUSABLE else StorageError
+        raise kind(f"{folder}: cannot be written to: {why}; {remedy}") from error
     with lock:
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         replace(

@@ -106,6 +106,9 @@ class CompareOptions:
     """N of each real world"""
     dry_run: bool = False
     """say what would be run, then stop"""
+    allow_reuse: bool = False
+    """go on if the stream is too short: the ideal world then re-uses samples too, and is marked as
+    approximate from that step on"""
     overwrite: bool = False
     """delete the run first, if it exists"""
     sink: str = ""

@@ -38,22 +38,30 @@ def run_pair(
     seeds: Sequence[int] = (0,),
     flags: Flags,
     preset: str = "custom",
+    allow_reuse: bool = False,
     overwrite: bool = False,
     control: Control = Control(),
 ) -> Path:
     """Train the ideal world and the real ones, write records, summary and figure.
 
-    Returns the run's folder. Raises ConfigurationError, DataError, NotEnoughData (before anything
-    is trained), NumericError or Interrupted (after saving; the same call goes on).
+    Returns the run's folder. With `allow_reuse` the stream may be too short: the ideal world then
+    re-uses samples, and its records say `approximate` from there. Raises ConfigurationError,
+    DataError, NotEnoughData (before anything is trained), NumericError or Interrupted (after
+    saving; the same call goes on).
     """
-    plan = plan_pair(recipe, data, out, n_samples=n_samples, flags=flags, preset=preset)
+    plan = plan_pair(
+        *(recipe, data, out),
+        n_samples=n_samples,
+        flags=flags,
+        preset=preset,
+        allow_reuse=allow_reuse,
+    )
     if overwrite or not plan.is_done(seeds):
         _check_data(plan)
-    plan.folder.mkdir(parents=True, exist_ok=True)
     with locked(plan.folder):
         if overwrite:
             _clear(plan.folder)
-        write_pair_json(plan, preset, seeds)
+        write_pair_json(plan, preset, seeds, is_done=plan.is_done(seeds))
         remove_leftovers(plan.folder)
         flags.apply()
         try:
@@ -102,15 +110,14 @@ def run_real(
         n_samples=(n_samples,),
         flags=flags,
     )
-    if not (plan.folder / f"seed-{seed}" / f"{real_name(n_samples)}.done.json").exists():
+    is_done = (plan.folder / f"seed-{seed}" / f"{real_name(n_samples)}.done.json").exists()
+    if not is_done:
         _check_data(plan)
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    with locked(plan.folder):
-        write_pair_json(plan, preset, [seed])
+    with locked(plan.folder), closing(Pool(data, "stream", manifest)) as pool:
+        write_pair_json(plan, preset, [seed], is_done=is_done)
+        run = SeedRun(plan=plan, seed=seed, pool=pool, control=control)
         flags.apply()
-        with closing(Pool(data, "stream", manifest)) as pool:
-            run = SeedRun(plan=plan, seed=seed, pool=pool, control=control)
-            run_alone(run, real_name(n_samples), n_samples, probe_n=())
+        run_alone(run, real_name(n_samples), n_samples, probe_n=())
     return plan.folder
 
 

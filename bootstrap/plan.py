@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bootstrap.environment import describe_environment
+from bootstrap.environment import describe_environment, version_changes
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
@@ -18,6 +19,8 @@ from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
 from bootstrap.shards import Manifest, read_manifest
 from bootstrap.worlds import BLOCK, World
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +64,10 @@ class Plan:
         """Whether the real world with N = n ever re-uses a sample."""
         return self.fork_step(n) < self.recipe.n_steps
 
+    def fresh_until(self, world: str) -> int:
+        """The last step whose record is what the world promises: the ideal one may be too short."""
+        return {IDEAL: self.fork_step(self.pool_n_samples)}.get(world, self.end)
+
     def prefix_stop(self, n: int) -> int:
         """Records before this step are the trunk's; all of them if the world never forks."""
         return self.fork_step(n) if self.forks(n) else self.end
@@ -74,15 +81,20 @@ def plan_pair(
     n_samples: Sequence[int],
     flags: Flags,
     preset: str = "custom",
+    allow_reuse: bool = False,
 ) -> Plan:
-    """Resolve a pair without training: find its folder, check that the stream is long enough."""
+    """Resolve a pair without training: find its folder, check that the stream is long enough.
+
+    With `allow_reuse` a stream that is too short for the ideal world will do; of one that is long
+    enough nothing is re-used all the same.
+    """
     manifest = read_manifest(data)
-    check_enough_data(recipe, manifest, n_samples, data, preset)
+    needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     pool_n_samples, known_n = manifest.n_stream, set()
     for path in sorted(out.glob(f"{preset}-????????/pair.json")):
         known = json.loads(path.read_bytes())
         pool_then = known.get("pool_n_samples", 0)
-        if not max(recipe.n_draws, *n_samples) <= pool_then <= pool_n_samples:
+        if not needed <= pool_then <= pool_n_samples:
             continue
         if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags):
             pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
@@ -103,11 +115,18 @@ def check_enough_data(
     n_samples: Sequence[int],
     data: Path,
     preset: str = "custom",
-) -> None:
-    """NotEnoughData unless the ideal world stays fresh to the last step and every N fits."""
+    allow_reuse: bool = False,
+) -> int:
+    """How many samples the stream must hold, which it does.
+
+    NotEnoughData unless the ideal world stays fresh to the last step, or may re-use samples, and
+    every N fits.
+    """
     if not n_samples or min(n_samples) < 1:
         raise ConfigurationError(f"n_samples={list(n_samples)}: give at least one N of at least 1")
-    needed = max(recipe.n_draws, max(n_samples))
+    needed = max(recipe.n_draws, *n_samples)
+    if needed > manifest.n_stream and allow_reuse:
+        needed = max(n_samples)
     if needed > manifest.n_stream:
         blocks = -(-needed // BLOCK) * BLOCK
         command = "deep-bootstrap generate" + ("" if preset == "custom" else f" --preset {preset}")
@@ -115,14 +134,17 @@ def check_enough_data(
         if not is_data_of_preset(manifest, preset):
             remedy += " and the --source that made it"
         if manifest.generator.get("source") == "import":
-            remedy = f"import more, or draw some: `deep-bootstrap train-generator --images {data}`,"
+            remedy = f"import more, or draw some: `deep-bootstrap train-generator --images {data}`"
+        if max(n_samples) <= manifest.n_stream:
+            remedy += ", or give --allow-reuse: the ideal world is then approximate in the end"
         raise NotEnoughData(
             f"{data}: the stream holds {manifest.n_stream:,} samples, {needed:,} are needed"
             f" ({recipe.n_steps:,} steps x {recipe.batch_size}, N up to {max(n_samples):,});"
-            f" {remedy} or lower --n-steps"
+            f" {remedy}, or lower --n-steps"
         )
     if manifest.n("test") == 0:
         raise NotEnoughData(f"{data}: there is no test split; generate or import one")
+    return needed
 
 
 def is_data_of_preset(manifest: Manifest, preset: str) -> bool:
@@ -175,11 +197,18 @@ def run_name(
     return f"{preset}-{sha256_hex(text.encode())[:8]}"
 
 
-def write_pair_json(plan: Plan, preset: str, seeds: Sequence[int]) -> None:
-    """Say what the run is, before anything is trained; seeds and N of earlier calls are kept."""
+def write_pair_json(
+    plan: Plan, preset: str, seeds: Sequence[int], *, is_done: bool = False
+) -> None:
+    """Say what the run is, before anything is trained; seeds and N of earlier calls are kept.
+
+    Unless all `is_done`, other versions than those it was begun with are recorded, and a warning.
+    """
     path = plan.folder / "pair.json"
     known = json.loads(path.read_bytes()) if path.exists() else {}
-    environment = known.get("environment") or describe_environment(plan.flags)
+    environments = known_environments(known)
+    if not (environments and is_done):
+        environments = with_present(environments, plan)
     value = {
         "schema": SCHEMA,
         "run": plan.folder.name,
@@ -198,7 +227,30 @@ def write_pair_json(plan: Plan, preset: str, seeds: Sequence[int]) -> None:
         "every_step": plan.recipe.every_step,
         "pool_n_samples": plan.pool_n_samples,
         "identity": identity(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags),
-        "environment": environment,
+        "environment": environments[0],
+        **({"resumed_with": environments[1:]} if environments[1:] else {}),
     }
     if value != known:
         replace(path, pretty_json(value))
+
+
+def known_environments(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a run was begun with, and with what it went on where that was not the same."""
+    begun = [config["environment"]] if config.get("environment") else []
+    return [*begun, *config.get("resumed_with", [])]
+
+
+def with_present(environments: list[dict[str, Any]], plan: Plan) -> list[dict[str, Any]]:
+    """The present environment added to those of a run, with a warning, if it is another."""
+    now = describe_environment(plan.flags)
+    if not environments:
+        return [now]
+    changes = version_changes(environments[-1], now)
+    if not changes:
+        return environments
+    log.warning(
+        "%s goes on with other versions than it had: %s; the rest may differ in its last bits",
+        plan.folder,
+        "; ".join(changes),
+    )
+    return [*environments, now]

@@ -28,6 +28,7 @@ from bootstrap.caption import caption
 from bootstrap.curves import (
     MIN_SEEDS,
     Spread,
+    approximate_from,
     convergence_steps,
     error_by_seed,
     first_reuse_step,
@@ -101,11 +102,7 @@ class Line:
     colour: Any  # whatever matplotlib takes for one
     steps: Int[np.ndarray, " n_steps"]
     errors: Float[np.ndarray, "n_seeds n_steps"]
-
-    @property
-    def label(self) -> str:
-        """What stands at the line's end."""
-        return "ideal world" if self.n_samples is None else f"real, N = {self.n_samples:,}"
+    label: str  # what stands at the line's end
 
     @property
     def style(self) -> dict[str, Any]:
@@ -119,8 +116,15 @@ def _lines(run: Run) -> list[Line]:
     colours = matplotlib.color_sequences["petroff10"]
     worlds: list[tuple[int | None, Any]] = [(None, IDEAL_COLOUR)]
     worlds += [(n, colours[i % len(colours)]) for i, n in enumerate(run.n_samples)]
+    ideal = "ideal world" if approximate_from(run) is None else "ideal, approximate"
     return [
-        Line(n_samples=n, colour=colour, steps=_steps(run, n), errors=error_by_seed(run, n))
+        Line(
+            n_samples=n,
+            colour=colour,
+            steps=_steps(run, n),
+            errors=error_by_seed(run, n),
+            label=ideal if n is None else f"real, N = {n:,}",
+        )
         for n, colour in worlds
     ]
 
@@ -144,12 +148,20 @@ def _build_figure(run: Run) -> Figure:
         lines = _lines(run)
         _draw_errors(above, run, lines)
         _draw_gaps(below, run, lines)
+        for ax in (above, below):
+            _draw_end_of_stream(ax, run)
         _label_ends(above, lines)
         above.set_xlabel("")
         above.set_title(title(run), loc="left")
         figure.align_ylabels()
         figure.text(0.015, 0.015, "\n".join(text), fontsize=SMALL_PT, color="0.3", va="bottom")
         return figure
+
+
+def _draw_end_of_stream(ax: Axes, run: Run) -> None:
+    """Shade where the ideal world is approximate."""
+    if (step := approximate_from(run)) is not None:
+        ax.axvspan(max(step, 1), ax.get_xlim()[1], color="0.93", zorder=0)
 
 
 def title(run: Run) -> str:
@@ -194,6 +206,9 @@ def _draw_gaps(ax: Axes, run: Run, lines: list[Line]) -> None:
         _draw_seeds(ax, run.steps, soft, style | {"zorder": 2}, width=0.8, with_spread=False)
         _draw_seeds(ax, run.steps, hard, style, width=1.8)
         _draw_marks(ax, run, n, line.colour, run.steps, hard)
+    if run.refused:
+        note: dict[str, Any] = {"ha": "right", "color": "0.4", "fontsize": SMALL_PT}
+        ax.text(0.99, 0.04, "a gap is left out: see below", transform=ax.transAxes, **note)
     _set_steps_axis(ax, lines)
     _set_percent_axis(ax, "gap, real $-$ ideal")
     _leave_room_for_legend(ax)

@@ -54,6 +54,8 @@ class Progress:
 
 def summary_lines(folder: Path) -> Iterator[str]:
     """The headline numbers of a run, from its summary."""
+    from bootstrap.caption import approximate_note  # scipy is slow to import, and --help is not
+
     summary = json.loads((folder / "summary.json").read_bytes())
     yield f"{folder}: {summary['status']}"
     yield (
@@ -62,6 +64,10 @@ def summary_lines(folder: Path) -> Iterator[str]:
     )
     for n, across in summary["n_samples"].items():
         yield _summary_row(n, across)
+    if (step := summary["ideal_approximate_from"]) is not None:
+        yield approximate_note(step)
+    for entry in summary["no_gap"]:
+        yield f"no gap for N = {entry['n_samples']:,}, seed {entry['seed']}: {entry['why']}"
     yield f"figure: {folder / 'curves.png'}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SCHEMA = 1
+APPROXIMATE = "approximate"  # under `extra`: the ideal world has re-used samples by then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +39,10 @@ class Record:
     probes: dict[str, Scores] = field(default_factory=dict)  # by world, while worlds share a prefix
     extra: dict[str, float] = field(default_factory=dict)
 
-    def for_world(self, name: str) -> Record:
+    def for_world(self, name: str, *, is_approximate: bool = False) -> Record:
         """The record as that world's file holds it: `train` is its own probe, if it has one."""
-        return replace(self, train=self.probes.get(name), probes={})
+        extra = self.extra | ({APPROXIMATE: 1.0} if is_approximate else {})
+        return replace(self, train=self.probes.get(name), probes={}, extra=extra)
 
     def to_json(self) -> dict[str, Any]:
         """The row as it is stored, keys in the order of results/FORMAT.md."""

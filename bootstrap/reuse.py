@@ -23,6 +23,7 @@ from scipy.optimize import least_squares
 
 from bootstrap.curves import at_steps, number, spread
 from bootstrap.errors import ConfigurationError, DataError
+from bootstrap.records import APPROXIMATE
 from bootstrap.runlog import METRICS, Curves, Run
 
 MIN_N = 3  # what the law is fitted to at least
@@ -228,7 +229,13 @@ def reuse_of(run: Run) -> Reuse:
     """The reuse rates along a run: E if its learning rate never falls, else on the trajectory."""
     n_seeds = len(run.seeds)
     ideal = _track(run.ideal, n_seeds)
+    is_used = at_steps(run.ideal, f"extra.{APPROXIMATE}", run.ideal.steps, n_seeds) == 1
+    for scores in ideal.scores.values():
+        scores[is_used] = np.nan  # past the stream's end its samples are not fresh ones
     worlds = {n: _track(run.real[n], n_seeds) for n in run.n_samples}
+    for seed, n in run.refused:  # these worlds are not compared
+        for scores in worlds[n].scores.values():
+            scores[run.seeds.index(seed)] = np.nan
     stable = _never_falls([run.ideal, *run.real.values()])
     return _reuse(run.seeds, ideal, worlds, is_on_trajectory=not stable)
 

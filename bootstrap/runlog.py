@@ -17,7 +17,8 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from dataclasses import replace as with_fields
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ from jaxtyping import Float, Int
 
 from bootstrap.errors import DataError
 from bootstrap.files import replace, storing
+from bootstrap.pairing import failure, first_disagreement
 from bootstrap.records import SCHEMA, Record, StepRecord
 
 if TYPE_CHECKING:
@@ -48,10 +50,11 @@ class RowWriter:
     """Appends rows to a JSON-lines file; `sync` makes them durable."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        _cut_torn_line(path)  # or the next row would be glued to it
-        self._file = path.open("ab")
+        with storing(path, io.DEFAULT_BUFFER_SIZE):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(path)  # or the next row would be glued to it
+            self._file = path.open("ab")
         self._is_new = self._file.tell() == 0
 
     def write(self, row: dict[str, Any]) -> None:
@@ -97,13 +100,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def truncate_rows(path: Path, step: int) -> None:
-    """Keep the rows before `step`; later ones go to `<file>.orphan`. No file, no change."""
+    """Keep the rows before `step`; later ones are added to `<file>.orphan`. No file, no change."""
     if not path.exists():
         return
     whole, torn = _read_lines(path)
     kept, orphans = _split_at(whole, path, step)
     if orphans:
-        replace(path.with_name(path.name + ".orphan"), b"".join(orphans))
+        orphan = path.with_name(path.name + ".orphan")
+        before = orphan.read_bytes() if orphan.exists() else b""
+        replace(orphan, before + b"".join(orphans))
     if orphans or torn:
         replace(path, b"".join(kept))
 
@@ -151,6 +156,7 @@ class Curves:
 
     steps: Int[np.ndarray, " n_steps"]
     columns: dict[str, Float[np.ndarray, "n_seeds n_steps"]]
+    identity: dict[str, Any] = field(default_factory=dict)  # of the run they come from, and seeds
 
     def __getattr__(self, name: str) -> Float[np.ndarray, "n_seeds n_steps"]:
         if name.startswith("__") or name == "columns":
@@ -238,9 +244,35 @@ class Run:
         """The real worlds' records by N."""
         return {n: self.curves(real_name(n)) for n in self.n_samples}
 
+    @cached_property
+    def failed(self) -> dict[tuple[int, int], str]:
+        """By seed and N: which world stopped on a number that is not finite, so there is no gap."""
+        pairs = [(seed, n) for seed in self.seeds for n in self.n_samples]
+        found = {(s, n): failure(self._folder(s), real_name(n)) for s, n in pairs}
+        return {pair: why for pair, why in found.items() if why}
+
+    @cached_property
+    def unpaired(self) -> dict[tuple[int, int], str]:
+        """By seed and N: what shows that the two worlds are no pair, so there is no gap."""
+        found = {}
+        for seed in self.seeds:
+            ideal = self.rows(seed, IDEAL)
+            for n in self.n_samples:
+                real = self.rows(seed, real_name(n))
+                if why := first_disagreement(real, ideal, self.config, n):
+                    found[seed, n] = f"no pair: {why}"
+        return found
+
+    @property
+    def refused(self) -> dict[tuple[int, int], str]:
+        """By seed and N: why there is no gap although there are records."""
+        return self.unpaired | self.failed
+
     def curves(self, stem: str) -> Curves:
         """Records of the file `<stem>.jsonl` over seeds, e.g. `ideal-every-step`."""
-        return build_curves([self.rows(seed, stem) for seed in self.seeds])
+        identity = {**(self.config.get("identity") or {}), "seeds": list(self.seeds)}
+        curves = build_curves([self.rows(seed, stem) for seed in self.seeds])
+        return with_fields(curves, identity=identity)
 
     def rows(self, seed: int, stem: str) -> list[dict[str, Any]]:
         """Rows of one seed's file; none if the file is missing."""

@@ -8,11 +8,12 @@ import numpy as np
 
 from bootstrap.curves import (
     CONVERGED_TRAIN_ERROR,
+    approximate_from,
     at_steps,
     convergence_step,
     convergence_step_interpolated,
     first_reuse_step,
-    gap,
+    gap_where_both,
     number,
     scalar_spread,
 )
@@ -40,6 +41,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "n_test": run.config.get("n_test"),
         "convergence_train_error": CONVERGED_TRAIN_ERROR,
         "interval": "Student-t 95 % across seeds, null below 3 seeds",
+        "ideal_approximate_from": approximate_from(run),
+        "no_gap": [{"seed": s, "n_samples": n, "why": why} for (s, n), why in run.refused.items()],
         f"{reuse.name}_law": reuse.law(),
         "n_samples": {str(n): _summary_of_n(run, n, reuse) for n in run.n_samples},
     }
@@ -64,11 +67,13 @@ def _entries(run: Run, n_samples: int, reuse: Reuse) -> dict[str, dict[str, Any]
         name: {m: at_steps(world, f"test_{m}", run.steps, n_seeds) for m in METRICS}
         for name, world in worlds.items()
     }
-    scores["gap"] = {m: gap(run, m, n_samples) for m in METRICS}
+    scores["gap"] = {m: gap_where_both(run, m, n_samples) for m in METRICS}
     entries = {}
     for row, seed in enumerate(run.seeds):
         if not np.isfinite(scores["real"]["error"][row]).any():
             continue  # this seed was never asked for this N, or has not started
+        if (seed, n_samples) in run.refused:
+            continue
         converged = convergence_step(curves.steps, train[row])
         interpolated = convergence_step_interpolated(curves.steps, train[row])
         mine = {name: {m: v[row] for m, v in by.items()} for name, by in scores.items()}

@@ -27,8 +27,9 @@ def curves_csv(run: Run) -> bytes:
             table.writerow({"seed": seed, "world": IDEAL} | row)
         for n in run.n_samples:
             key = {"seed": seed, "world": "real", "n_samples": n}
+            partner = {} if (seed, n) in run.refused else ideal
             for row in run.rows(seed, real_name(n)):
-                table.writerow(key | row | _gaps(row, ideal.get(row["step"], {})))
+                table.writerow(key | row | _gaps(row, partner.get(row["step"], {})))
     return buffer.getvalue().encode()
 
 

@@ -33,7 +33,8 @@ from bootstrap.duplicates import (
 )
 from bootstrap.errors import DataError
 from bootstrap.files import canonical_json, disk_errors, file_sha256
-from bootstrap.runlog import read_rows
+from bootstrap.pairing import first_disagreement
+from bootstrap.runlog import IDEAL, load_run, read_rows, real_name
 from bootstrap.shards import (
     SPLIT_START,
     Columns,
@@ -184,7 +185,7 @@ def check_used_shards(
     for problem in _check_normalisation(manifest, checked):
         raise DataError(f"{folder}: {problem}")
     by_split = {
-        split: [shard.hashes[:, 0] for shard in checked if shard.record.split == split]
+        split: [shard.hashes for shard in checked if shard.record.split == split]
         for split in ("test", "reference", "stream")
     }
     for line in leak_lines({split: np.concatenate(h) for split, h in by_split.items() if h}):
@@ -213,6 +214,8 @@ def verify_run(folder: Path) -> Report:
         except (DataError, ValueError) as error:
             problems.append(_bad_rows(name, None, str(error)))
     problems += _check_marks(folder, n_rows)
+    if not problems:
+        problems += _check_pairs(folder)
     return Report(folder=folder, n_samples=n_rows, problems=tuple(problems))
 
 
@@ -229,6 +232,23 @@ def _check_marks(folder: Path, n_rows: dict[str, int]) -> list[Problem]:
             name, remedy = str(weights.relative_to(folder)), "do not use them"
             why = f"sha256 differs from the one in {path.name}"
             problems.append(Problem(what="other weights", file=name, why=why, remedy=remedy))
+    return problems
+
+
+def _check_pairs(folder: Path) -> list[Problem]:
+    """Every real world was one run with the ideal world of its seed until the first reuse."""
+    run, problems = load_run(folder), []
+    for seed in run.seeds:
+        ideal = run.rows(seed, IDEAL)
+        for n in run.n_samples:
+            found = first_disagreement(run.rows(seed, real_name(n)), ideal, run.config, n)
+            if found is not None:
+                name = f"seed-{seed}/{real_name(n)}.jsonl"
+                what, remedy = "no pair with ideal.jsonl", "restore the file that was changed, or"
+                remedy += " run the same compare command with --overwrite"
+                problems.append(
+                    Problem(what=what, file=name, row=found.row, why=str(found), remedy=remedy)
+                )
     return problems
 
 

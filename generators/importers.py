@@ -30,6 +30,7 @@ from bootstrap.dataset import check_configuration, collect_manifest
 from bootstrap.duplicates import hash_images, leak_lines
 from bootstrap.errors import ConfigurationError, DataError
 from bootstrap.files import check_space, disk_errors, remove_leftovers, sha256_hex, storing
+from bootstrap.locks import locked
 from bootstrap.randomness import Stream, permutation
 from bootstrap.shards import (
     SHARD_N,
@@ -397,8 +398,15 @@ def _check_shapes(shapes: dict[str, tuple[int, ...]]) -> None:
 def _import(
     source: Source, orders: dict[str, Order], out: Path, name: str | None, choices: dict[str, Any]
 ) -> Manifest:
-    """Make the shards that `out` lacks, then the manifest and the data card."""
+    """Make what `out` lacks of shards, manifest and data card, as its only writer."""
     generator = {"source": "import", "name": name, **choices}
+    with locked(out):
+        return _import_alone(source, orders, out, name, generator)
+
+
+def _import_alone(
+    source: Source, orders: dict[str, Order], out: Path, name: str | None, generator: dict[str, Any]
+) -> Manifest:
     check_configuration(out, generator)
     whole = {(r.split, r.index) for split in SPLIT_START for r in _whole_records(out, split)}
     planned = [shard for split, rows in orders.items() for shard in _plan(split, rows)]
@@ -507,7 +515,7 @@ def _spill(source: Source, buckets: list[Order], scratch: BinaryIO) -> UInt64[np
     next_row = np.cumsum([0, *(len(rows) for rows in buckets)])
     first = 0
     for images in source.chunks(max(1, CHUNK_BYTES // source.row_bytes)):
-        hashes[first : first + len(images)] = hash_images(images)[:, 0]
+        hashes[first : first + len(images)] = hash_images(images)
         chunk_bucket = bucket_of[first : first + len(images)]
         for bucket in np.unique(chunk_bucket[chunk_bucket >= 0]):
             chosen = images[chunk_bucket == bucket]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bootstrap.cli import main
 from bootstrap.execution import Flags
@@ -34,6 +35,21 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "toy"
     generate(ToySource(side=8), folder, {"test": 512, "reference": 256, "stream": 2_048})
     return folder
+
+
+@pytest.fixture
+def updates():
+    """A list that grows by one at every step of any optimiser."""
+    done = []
+    hook = register_optimizer_step_post_hook(lambda *_: done.append(len(done)))
+    yield done
+    hook.remove()
+
+
+@pytest.fixture
+def no_figure(monkeypatch):
+    """Leave out the slowest part of a tiny pair."""
+    monkeypatch.setattr("bootstrap.pair.write_figure", lambda run: ())
 
 
 @pytest.fixture

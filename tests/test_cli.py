@@ -1,5 +1,6 @@
 """The command line: what was wrong, where, and the next command; the exit code says which kind."""
 
+import errno
 import signal
 import sys
 
@@ -221,7 +222,11 @@ def fail_with(error):
         (NumericError("NaN"), 5),
         (ValueError("bad"), 2),
         (FileNotFoundError("gone"), 2),
-        (PermissionError("not yours"), 1),
+        (PermissionError(errno.EACCES, "Permission denied", "/there"), 2),
+        (OSError(errno.EROFS, "Read-only file system", "/there"), 2),
+        (OSError(errno.EIO, "Input/output error", "/there"), 75),
+        (OSError("no number"), 1),
+        (KeyError("a bug"), 1),
     ],
     ids=repr,
 )
@@ -230,6 +235,10 @@ def test_the_exit_code_is_that_of_the_error(deep_bootstrap, monkeypatch, error, 
     found, _, err = deep_bootstrap("doctor")
     assert found == code
     assert len(err.splitlines()) == 1
+    assert ("a bug?" in err) is (code == 1)
+    if getattr(error, "filename", None):
+        assert f"/there: {error.strerror} (errno {error.errno}); " in err
+        assert "then run the same command again" in err
 
 
 def test_debug_shows_the_traceback(deep_bootstrap, monkeypatch):

@@ -19,7 +19,7 @@ from test_verify import flip_byte
 from test_write import SOURCE, all_bytes
 
 from bootstrap.cli import COMMANDS
-from bootstrap.errors import BootstrapError, StorageError
+from bootstrap.errors import BootstrapError, ConfigurationError, StorageError
 from bootstrap.files import check_space, file_sha256, publish, replace, storing
 from bootstrap.shards import SPLIT_START, read_records
 from bootstrap.verify import verify_data
@@ -260,14 +260,22 @@ def test_a_whole_shard_that_cannot_be_opened_is_not_deleted(tmp_path, monkeypatc
     assert files_of(tmp_path / "data") == before
 
 
-def test_a_disk_error_that_nothing_explains_is_no_bug_to_the_user(deep_bootstrap, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "expected", "remedy"),
+    [(errno.EACCES, 2, "allow it or choose another folder"), (errno.EIO, 75, "mend the disk")],
+)
+def test_a_disk_error_that_nothing_explains_is_no_bug_to_the_user(
+    deep_bootstrap, monkeypatch, number, expected, remedy
+):
     def fail(argv):
-        raise PermissionError(errno.EACCES, "Permission denied", "/results/pair.json")
+        raise OSError(number, os.strerror(number), "/results/pair.json")
 
     monkeypatch.setitem(COMMANDS, "doctor", fail)
     code, _, err = deep_bootstrap("doctor")
-    assert code == 75
-    assert err.startswith("deep-bootstrap: /results/pair.json: Permission denied (errno 13); mend")
+    assert code == expected
+    what = f"deep-bootstrap: /results/pair.json: {os.strerror(number)} (errno {number})"
+    assert err.startswith(what)
+    assert remedy in err
 
 
 def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
@@ -281,7 +289,7 @@ def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(os, "listdir", fail)
         patched.setattr(os, "scandir", fail)
-        with pytest.raises(StorageError, match="errno 13"):
+        with pytest.raises(ConfigurationError, match="errno 13"):
             verify_data(tmp_path / "data", repair=True)
     assert files_of(tmp_path / "data") == before
 

@@ -157,7 +157,7 @@ def test_a_file_that_cannot_be_read_to_its_end_is_named(tmp_path, monkeypatch):
 
     (tmp_path / "a").write_bytes(b"abc")
     monkeypatch.setattr("hashlib.file_digest", fail_read)
-    message = rf"{tmp_path / 'a'}: Input/output error .errno 5.; mend"
+    message = rf"{tmp_path / 'a'}: Input/output error .errno 5.; make room or mend"
     with pytest.raises(StorageError, match=message), disk_errors():
         file_sha256(tmp_path / "a")
 

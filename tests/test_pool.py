@@ -1,5 +1,6 @@
 """A pool finds rows by global id, across shards and blocks, in bounded memory."""
 
+import multiprocessing
 from contextlib import closing
 from dataclasses import replace
 
@@ -156,3 +157,34 @@ def test_a_closed_pool_opens_its_files_again(pool, source):
     pool.rows(np.array([STREAM_START]))
     pool.close()
     assert_same(pool.read(0, 5), source.rows(slice(0, 5)))
+
+
+def save_rows(pool, ids, path):
+    """What a child does with a pool that its parent had open."""
+    rows = pool.rows(ids)
+    np.savez(path, images=rows.images, labels=rows.labels, ids=rows.ids, **rows.extra)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # of fork, and so it is
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_any_kind_read_the_same_rows_from_a_pool_that_is_open(
+    pool, source, tmp_path, method
+):
+    pool.rows(STREAM_START + np.array([0, 3_500]))  # opens two shards, and keeps two blocks
+    index = np.random.default_rng(3).permutation(N)[:700]
+    context = multiprocessing.get_context(method)
+    paths = [tmp_path / f"{k}.npz" for k in range(2)]
+    children = [
+        context.Process(target=save_rows, args=(pool, STREAM_START + index, path)) for path in paths
+    ]
+    for child in children:
+        child.start()
+    assert_same(pool.rows(STREAM_START + index), source.rows(index))  # while they read
+    for child, path in zip(children, paths, strict=True):
+        child.join(60)
+        assert child.exitcode == 0
+        with np.load(path) as file:
+            found = {name: file[name] for name in file}
+        extra = {"confidence": found.pop("confidence")}
+        assert_same(Columns(**found, extra=extra), source.rows(index))
+    assert_same(pool.rows(STREAM_START + index[::-1]), source.rows(index[::-1]))

@@ -88,6 +88,15 @@ def test_truncated_rows_are_kept_as_orphans(rows_path):
     assert steps_in(rows_path.with_name("ideal.jsonl.orphan")) == [2, 3]
 
 
+def test_rows_that_are_truncated_later_join_those_that_were_before(rows_path):
+    truncate_rows(rows_path, 3)
+    with RowWriter(rows_path) as writer:
+        writer.write({"step": 3, "test_error": 0.25})
+    truncate_rows(rows_path, 2)
+    found = read_rows(rows_path.with_name("ideal.jsonl.orphan"))
+    assert [(row["step"], row["test_error"]) for row in found] == [(3, 0.5), (2, 0.5), (3, 0.25)]
+
+
 def test_truncating_drops_a_torn_line_without_an_orphan(rows_path):
     tear(rows_path)
     truncate_rows(rows_path, 9)

@@ -37,7 +37,7 @@ def write_npz(path, n, first=0, **options):
 
 def write_parts(folder, **options):
     write_npz(folder / "train-0.npz", 1_100, **options)
-    write_npz(folder / "test.npz", 50, first=2_000, **options)
+    write_npz(folder / "test.npz", 200, first=2_000, **options)
     return folder
 
 

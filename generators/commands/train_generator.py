@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bootstrap.environment import hardware
 from bootstrap.errors import ConfigurationError, Interrupted
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, remove_leftovers
+from bootstrap.locks import locked
 from bootstrap.options import Execution
 from generators.card import grid_image
 from generators.denoiser import (
@@ -64,10 +66,15 @@ def run_train_generator(
 
     Started by torchrun it is one of several ranks; the first speaks and writes.
     """
-    with joined(flags) as (ranks, own_flags):
+    with joined(flags) as (ranks, own_flags), _one_writer(options.work, ranks):
         for line in _train(options, own_flags, ranks, is_interrupted):
             if ranks.is_first:
                 yield line
+
+
+def _one_writer(work: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """The lock of the folder that the first rank writes to."""
+    return locked(work) if ranks.is_first else nullcontext()
 
 
 def _train(
