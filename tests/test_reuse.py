@@ -381,6 +381,19 @@ def test_the_law_is_drawn_where_there_is_one(tmp_path):
     assert "law of repetition" not in labels(write_pair(tmp_path / "b", {80: float}))
 
 
+def test_an_r_star_that_cannot_be_seen_is_bounded_in_words(tmp_path):
+    figure = plot_reuse(reuse_of(write_pair(tmp_path, dict.fromkeys((80, 160, 320), float))))
+    assert "R* is above 12,700" in figure.texts[-1].get_text().replace("\n", " ")
+    assert "law of repetition" not in [line.get_label() for line in figure.axes[0].lines]
+
+
+def test_the_text_stands_below_the_axes(tmp_path):
+    figure = plot_reuse(reuse_of(write_pair(tmp_path, {80: float})), about="As it was. " * 30)
+    figure.canvas.draw()
+    foot = figure.texts[-1].get_window_extent().y1
+    assert foot < min(ax.xaxis.label.get_window_extent().y0 for ax in figure.axes)
+
+
 def test_no_text_of_the_figure_is_cut_off(tmp_path):
     run = write_run(tmp_path, n_samples=(40, 5_000_000))
     recipe = {"model": "mlp(width=8)", "batch_size": 10, "n_steps": 32}
