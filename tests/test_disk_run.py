@@ -65,7 +65,7 @@ def test_whichever_operation_fails_a_pair_ends_as_it_would(toy_data, tmp_path, m
     monkeypatch.setattr("time.sleep", lambda pause_s: None)  # between two tries
     monkeypatch.setattr("bootstrap.plan.describe_environment", lambda flags: {"packages": {}})
     monkeypatch.setattr("bootstrap.plan.version_changes", lambda before, now: [])
-    monkeypatch.setattr("bootstrap.pair.check_used_shards", lambda *_: None)
+    monkeypatch.setattr("bootstrap.pair.check_used_shards", lambda *_, **__: None)
     whole, failures, silent = content(run(toy_data, tmp_path / "whole")), [], []
     for n in range(1, 2_000):
         out = tmp_path / str(n)
