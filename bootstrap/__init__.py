@@ -16,12 +16,22 @@ _HOMES = {
     "Recipe": "bootstrap.recipe",
     "RunWriter": "bootstrap.runlog",
     "gap": "bootstrap.curves",
+    "load_kept": "bootstrap.kept",
     "load_run": "bootstrap.runlog",
     "load_runs": "bootstrap.runlog",
     "plot_pair": "bootstrap.plot",
     "run_pair": "bootstrap.pair",
 }
-__all__ = ["Recipe", "RunWriter", "gap", "load_run", "load_runs", "plot_pair", "run_pair"]
+__all__ = [
+    "Recipe",
+    "RunWriter",
+    "gap",
+    "load_kept",
+    "load_run",
+    "load_runs",
+    "plot_pair",
+    "run_pair",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ import tyro
 
 from bootstrap.errors import BootstrapError, ConfigurationError
 from bootstrap.files import disk_errors
+from bootstrap.keep import Keep, parse_rule
 from bootstrap.options import (
     CompareOptions,
     DoctorOptions,
@@ -25,7 +26,7 @@ from bootstrap.options import (
     VerifyOptions,
 )
 from bootstrap.presets import PRESETS, build_preset
-from bootstrap.progress import Progress, bar_settings, cost_line, summary_lines
+from bootstrap.progress import Progress, bar_settings, summary_lines
 from bootstrap.recipe import TABLES
 from bootstrap.signals import StopRequest
 from bootstrap.sinks import TENSORBOARD, Sinks, check_installed, parse_sinks, write_tensorboard
@@ -162,6 +163,8 @@ def compare(argv: list[str]) -> None:
     )
     options = _parse(CompareOptions, argv, "compare", default)
     seeds, openers = parse_seeds(options.seeds), parse_sinks(options.sink)
+    rule = parse_rule(options.keep_checkpoints)
+    keep = Keep(test_results=options.save_test_results, checkpoints=rule)
     data = options.data or Path("data") / preset.data.name
     recipe = options.recipe
     flags = options.execution.resolve("classifier", recipe.n_draws)
@@ -176,6 +179,8 @@ def compare(argv: list[str]) -> None:
         flags=flags,
         preset=options.preset,
         allow_reuse=options.allow_reuse,
+        keep=keep,
+        overwrite=options.overwrite,
     )
     _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
     _say(
@@ -184,7 +189,13 @@ def compare(argv: list[str]) -> None:
     )
     _say(flags.describe())
     if options.dry_run:
-        print(cost_line(plan, len(seeds)))
+        from bootstrap.cost import cost_lines
+        from bootstrap.probe import probe
+
+        if plan.is_done(seeds):
+            _say("it is complete, and would be left alone; as a whole it takes")
+        for line in cost_lines(plan, len(seeds), probe(plan, seeds[0])):
+            print(line)
         return
     was_complete = plan.is_done(seeds)
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
@@ -203,6 +214,7 @@ def compare(argv: list[str]) -> None:
             preset=options.preset,
             allow_reuse=options.allow_reuse,
             overwrite=options.overwrite,
+            keep=keep,
             control=Control(
                 on_record=progress.on_record,
                 on_row=sinks.on_row,

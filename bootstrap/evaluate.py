@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.execution import Flags
-from bootstrap.records import Scores
+from bootstrap.records import ImageScores, Scores
 
 CHUNK = 256  # images a forward pass; the last one is padded, so that shapes never change
 
@@ -32,6 +32,13 @@ class PerImage:
             error=float(self.error[:n].mean()),
             soft_error=float(self.soft_error[:n].mean()),
             loss=float(self.loss[:n].mean()),
+        )
+
+    def images(self) -> ImageScores:
+        """The scores of each image, as they are saved."""
+        probability = (-self.loss).exp().half()  # of a small p, 1 - soft_error has no digits
+        return ImageScores(
+            probability=probability.cpu().numpy(), correct=(self.error == 0).cpu().numpy()
         )
 
 

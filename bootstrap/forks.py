@@ -29,6 +29,8 @@ from bootstrap.checkpoint import (
 )
 from bootstrap.errors import Interrupted, NumericError
 from bootstrap.files import pretty_json, remove_leftovers, replace, sha256_hex
+from bootstrap.image_results import insert_evaluation
+from bootstrap.kept import Keeping
 from bootstrap.plan import Plan
 from bootstrap.pool import Pool
 from bootstrap.recipe import MAX_PROBE_N
@@ -201,6 +203,8 @@ def complete_ideal(run: SeedRun, n: int) -> None:
         return
     real = read_rows(run.folder / f"{real_name(n)}.jsonl")
     shared = next(row for row in real if row["step"] == step)
+    if run.plan.keep.test_results:
+        insert_evaluation(run.folder, IDEAL, real_name(n), step)
     own = {k: v for k, v in shared.items() if not k.startswith("train_") and k != "schema"}
     rows = sorted([*rows, own], key=lambda row: row["step"])
     replace(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
@@ -244,6 +248,7 @@ def advance(
             paths = {world: folder / f"{world}{suffix}.jsonl" for world in worlds}
             return {world: files.enter_context(RowWriter(path)) for world, path in paths.items()}
 
+        keeping = files.enter_context(Keeping(run.plan, run.seed, tuple(worlds), state.step))
         rows = open_rows("")
         steps = open_rows("-every-step") if run.plan.recipe.every_step else {}
 
@@ -255,6 +260,7 @@ def advance(
                     is_approximate = record.step > run.plan.fresh_until(world)
                     mine = record.for_world(world, is_approximate=is_approximate)
                     file, row = rows[world], mine.to_json()
+                    keeping.take(world, record, state.model)
                 else:
                     file, row = steps[world], record.to_json()
                 control.on_row(run.seed, file.path.stem, row)
@@ -264,6 +270,7 @@ def advance(
         def save_state(kind: str) -> None:
             for writer in (*rows.values(), *steps.values()):
                 writer.sync()
+            keeping.save()
             everything = {**(meta or {}), "state": state.meta()}
             write_checkpoint(run.checkpoints, kind, state.step, state.tensors(), everything)
 

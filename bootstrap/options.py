@@ -105,12 +105,18 @@ class CompareOptions:
     n_samples: tuple[int, ...] = ()
     """N of each real world"""
     dry_run: bool = False
-    """say what would be run, then stop"""
+    """say what would be run, and what samples, operations, disk and time it takes, then stop"""
     allow_reuse: bool = False
     """go on if the stream is too short: the ideal world then re-uses samples too, and is marked as
     approximate from that step on"""
     overwrite: bool = False
     """delete the run first, if it exists"""
+    save_test_results: bool = False
+    """also save the probability of the true class and a correct bit per test image and evaluation
+    (seed-<k>/<world>-test.npz)"""
+    keep_checkpoints: str = ""
+    """also keep weights on the way (seed-<k>/kept/): evenly(n=10), log(n=10), or
+    "at_errors(levels=(0.5, 0.3, 0.2))", the first evaluation at or below each test error"""
     sink: str = ""
     """also send the records to tensorboard (files in the run's folder) or wandb, or to both: a,b"""
     max_minutes: float | None = None

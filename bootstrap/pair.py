@@ -11,12 +11,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace as with_fields
 from pathlib import Path
 
+from bootstrap.cost import bytes_to_come
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
-from bootstrap.files import pretty_json, remove_leftovers, replace
+from bootstrap.files import check_space, pretty_json, remove_leftovers, replace
 from bootstrap.forks import Control, SeedRun, run_alone, run_seed
+from bootstrap.keep import Keep
 from bootstrap.locks import locked
 from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
@@ -26,6 +29,7 @@ from bootstrap.records import SCHEMA
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
 from bootstrap.summary import summarise
+from bootstrap.train import build_state
 from bootstrap.verify import check_used_shards
 
 
@@ -40,6 +44,7 @@ def run_pair(
     preset: str = "custom",
     allow_reuse: bool = False,
     overwrite: bool = False,
+    keep: Keep = Keep(),
     control: Control = Control(),
 ) -> Path:
     """Train the ideal world and the real ones, write records, summary and figure.
@@ -55,9 +60,12 @@ def run_pair(
         flags=flags,
         preset=preset,
         allow_reuse=allow_reuse,
+        keep=keep,
+        overwrite=overwrite,
     )
     if overwrite or not plan.is_done(seeds):
         _check_data(plan)
+        _check_room(plan, seeds)
     with locked(plan.folder):
         if overwrite:
             _clear(plan.folder)
@@ -128,6 +136,15 @@ def _check_data(plan: Plan) -> None:
     """
     has_begun = (plan.folder / "pair.json").exists()
     check_used_shards(plan.data, plan.manifest, plan.pool_n_samples, only_bytes=has_begun)
+
+
+def _check_room(plan: Plan, seeds: Sequence[int]) -> None:
+    """StorageError unless what is kept on request fits the disk."""
+    if plan.keep != Keep():
+        flags = with_fields(plan.flags, device="cpu", compiled=False)
+        state = build_state(plan.recipe, plan.manifest, plan.pool_n_samples, seeds[0], flags)
+        n_bytes = sum(tensor.nbytes for tensor in state.model.state_dict().values())
+        check_space(plan.folder, bytes_to_come(plan, seeds, n_bytes))
 
 
 def _clear(folder: Path) -> None:

@@ -13,6 +13,7 @@ from bootstrap.environment import describe_environment, version_changes
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
+from bootstrap.keep import Keep, agree
 from bootstrap.presets import PRESETS
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
@@ -34,6 +35,7 @@ class Plan:
     pool_n_samples: int
     n_samples: tuple[int, ...]
     flags: Flags
+    keep: Keep = Keep()
 
     @property
     def end(self) -> int:
@@ -68,6 +70,10 @@ class Plan:
         """The last step whose record is what the world promises: the ideal one may be too short."""
         return {IDEAL: self.fork_step(self.pool_n_samples)}.get(world, self.end)
 
+    def own_from(self, world: str) -> int:
+        """The first step whose weights are the world's alone; before, they are the ideal one's."""
+        return {real_name(n): self.fork_step(n) + 1 for n in self.n_samples}.get(world, 0)
+
     def prefix_stop(self, n: int) -> int:
         """Records before this step are the trunk's; all of them if the world never forks."""
         return self.fork_step(n) if self.forks(n) else self.end
@@ -82,11 +88,14 @@ def plan_pair(
     flags: Flags,
     preset: str = "custom",
     allow_reuse: bool = False,
+    keep: Keep = Keep(),
+    overwrite: bool = False,
 ) -> Plan:
     """Resolve a pair without training: find its folder, check that the stream is long enough.
 
     With `allow_reuse` a stream that is too short for the ideal world will do; of one that is long
-    enough nothing is re-used all the same.
+    enough nothing is re-used all the same. A run that has begun keeps what it was begun with,
+    unless it is to be overwritten: ConfigurationError if `keep` asks for more.
     """
     manifest = read_manifest(data)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
@@ -98,14 +107,16 @@ def plan_pair(
             continue
         if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags):
             pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
+    folder = out / run_name(preset, recipe, manifest, pool_n_samples, flags)
     return Plan(
         recipe=recipe,
         manifest=manifest,
         data=data,
-        folder=out / run_name(preset, recipe, manifest, pool_n_samples, flags),
+        folder=folder,
         pool_n_samples=pool_n_samples,
         n_samples=tuple(sorted({*n_samples, *known_n})),
         flags=flags,
+        keep=keep if overwrite else agree(folder, keep),
     )
 
 
@@ -225,6 +236,7 @@ def write_pair_json(
         "n_test": plan.manifest.n("test"),
         "n_test_curve": min(plan.recipe.n_test_curve, plan.manifest.n("test")),
         "every_step": plan.recipe.every_step,
+        **plan.keep.to_json(),
         "pool_n_samples": plan.pool_n_samples,
         "identity": identity(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags),
         "environment": environments[0],

@@ -1,4 +1,4 @@
-"""What a person sees of a pair: its cost before, a bar while it runs, its numbers after."""
+"""What a person sees of a pair: a bar while it runs, its numbers after."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bootstrap.recipe import MAX_PROBE_N
 from bootstrap.records import Record
 
 if TYPE_CHECKING:
@@ -83,20 +82,4 @@ def _summary_row(n: str, across: dict[str, Any]) -> str:
         f"{n:>8} {number(step, '13.0f'):>13} {number(gap, '+.4f'):>10}"
         f" {number(final['real'], '.4f'):>11}"
         f" {number(final['ideal'], '.4f'):>12} {number(difference, '+.4f'):>10}"
-    )
-
-
-def cost_line(plan: Plan, n_seeds: int) -> str:
-    """How many images a pair trains on and evaluates."""
-    tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
-    images = n_seeds * (plan.recipe.n_steps + tails) * plan.recipe.batch_size
-    probes = sum(len(plan.grid) * min(n, MAX_PROBE_N) for n in plan.n_samples)
-    curve = (
-        len(plan.grid)
-        * (1 + len(plan.n_samples))
-        * min(plan.recipe.n_test_curve, plan.manifest.n("test"))
-    )
-    return (
-        f"training images {images:,};"
-        f" evaluated images {n_seeds * (curve + probes):,} on {len(plan.grid)} grid steps"
     )

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+from jaxtyping import Bool, Float16
+
 SCHEMA = 1
 APPROXIMATE = "approximate"  # under `extra`: the ideal world has re-used samples by then
 
@@ -25,6 +28,14 @@ class Scores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageScores:
+    """By image of a fixed set: the probability of its label, and whether no class has more."""
+
+    probability: Float16[np.ndarray, " n"]
+    correct: Bool[np.ndarray, " n"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Record:
     """One evaluation, after `step` updates. `train` is None in the ideal world."""
 
@@ -38,6 +49,7 @@ class Record:
     wall_s: float
     probes: dict[str, Scores] = field(default_factory=dict)  # by world, while worlds share a prefix
     extra: dict[str, float] = field(default_factory=dict)
+    test_images: ImageScores | None = field(default=None, compare=False, repr=False)
 
     def for_world(self, name: str, *, is_approximate: bool = False) -> Record:
         """The record as that world's file holds it: `train` is its own probe, if it has one."""

@@ -4,6 +4,8 @@
     results/<run>/seed-<k>/ideal.jsonl            one row per evaluation
     results/<run>/seed-<k>/real-n<N>.jsonl
     results/<run>/seed-<k>/<world>-every-step.jsonl
+    results/<run>/seed-<k>/<world>-test.npz       on request: scores per test image
+    results/<run>/seed-<k>/kept/<world>-<step>.safetensors   on request: weights on the way
     results/<run>/seed-<k>/<world>.done.json      published last: rows, sha256 of the final weights
     results/<run>/summary.json curves.csv curves.png curves.svg
 
@@ -29,6 +31,7 @@ from jaxtyping import Float, Int
 
 from bootstrap.errors import DataError
 from bootstrap.files import replace, storing
+from bootstrap.image_results import ImageResults, read_results, results_path
 from bootstrap.pairing import failure, first_disagreement
 from bootstrap.records import SCHEMA, Record, StepRecord
 
@@ -44,6 +47,18 @@ METRICS = ("error", "soft_error", "loss")
 def real_name(n_samples: int) -> str:
     """The file stem of the real world with N samples."""
     return f"real-n{n_samples}"
+
+
+def kept_path(folder: Path, world: str, step: int) -> Path:
+    """Where a seed's folder holds the weights that a world had after `step` updates."""
+    return folder / "kept" / f"{world}-{step}.safetensors"
+
+
+def kept_steps(folder: Path, world: str) -> dict[int, Path]:
+    """A world's own kept checkpoints in a seed's folder, by step."""
+    paths = (folder / "kept").glob(f"{world}-*.safetensors")
+    found = {path.stem.removeprefix(f"{world}-"): path for path in paths}
+    return {int(step): found[step] for step in sorted(filter(str.isdigit, found), key=int)}
 
 
 class RowWriter:
@@ -278,6 +293,25 @@ class Run:
         """Rows of one seed's file; none if the file is missing."""
         path = self._folder(seed) / f"{stem}.jsonl"
         return read_rows(path) if path.exists() else []
+
+    def test_results(self, seed: int, world: str) -> ImageResults:
+        """Scores per test image of a world, e.g. `real-n5000`; read when asked for.
+
+        DataError if the run was begun without `--save-test-results`.
+        """
+        return read_results(results_path(self._folder(seed), world))
+
+    def kept(self, seed: int, world: str) -> dict[int, Path]:
+        """The kept checkpoints of a world by step; `bootstrap.load_kept` reads one.
+
+        Those of a real world up to its first reuse are the ideal world's, which it then was.
+        """
+        n = world.removeprefix("real-n")
+        batch_size = self.config.get("recipe", {}).get("batch_size")
+        reuse_step = int(n) // batch_size if n.isdigit() and batch_size else -1
+        shared = kept_steps(self._folder(seed), IDEAL).items()
+        own = kept_steps(self._folder(seed), world)
+        return dict(sorted(({k: v for k, v in shared if k <= reuse_step} | own).items()))
 
     def to_pandas(self) -> pandas.DataFrame:
         """A table with a row per (run, seed, world, n_samples, step); needs pandas."""

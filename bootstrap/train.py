@@ -194,7 +194,8 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         largest = task.probes.batch.first(max(task.probes.n[name] for name in names))
         per_image = evaluate(state.model, largest, normalise, task.flags)
         on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
-    scores = evaluate(state.model, test, normalise, task.flags).mean()
+    on_test = evaluate(state.model, test, normalise, task.flags)
+    scores = on_test.mean()
     for found in (scores, *on_probes.values()):
         refuse_infinite(found, state.step)
     return Record(
@@ -207,6 +208,7 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         train=None,
         probes=on_probes,
         wall_s=state.wall_s,
+        test_images=on_test.images(),
     )
 
 

@@ -33,6 +33,7 @@ from bootstrap.duplicates import (
 )
 from bootstrap.errors import DataError
 from bootstrap.files import canonical_json, disk_errors, file_sha256
+from bootstrap.image_results import read_results
 from bootstrap.pairing import first_disagreement
 from bootstrap.runlog import IDEAL, load_run, read_rows, real_name
 from bootstrap.shards import (
@@ -53,6 +54,7 @@ log = logging.getLogger(__name__)
 MIN_P_VALUE = 1e-6  # below it an order is not taken for an i.i.d. one
 MIN_EXPECTED = 5  # per cell, below which chi-square is not trusted (Cochran 1954)
 N_SHOWN = 5
+ROUNDING = 1e-9  # of a mean over bits
 ANNOUNCED_BYTES = 1 << 30  # more to hash takes a second or longer, so it is announced
 REPAIR = "run `deep-bootstrap verify --repair` on the folder"
 REMAKE = "run the generate or import command that made the data set again"
@@ -215,7 +217,7 @@ def verify_run(folder: Path) -> Report:
             problems.append(_bad_rows(name, None, str(error)))
     problems += _check_marks(folder, n_rows)
     if not problems:
-        problems += _check_pairs(folder)
+        problems += [*_check_pairs(folder), *_check_test_results(folder)]
     return Report(folder=folder, n_samples=n_rows, problems=tuple(problems))
 
 
@@ -249,6 +251,32 @@ def _check_pairs(folder: Path) -> list[Problem]:
                 problems.append(
                     Problem(what=what, file=name, row=found.row, why=str(found), remedy=remedy)
                 )
+    return problems
+
+
+def _check_test_results(folder: Path) -> list[Problem]:
+    """Scores per test image are those of the records: the same evaluations, the same errors."""
+    run, problems = load_run(folder), []
+    for path in sorted(folder.glob("seed-*/*-test.npz")):
+        world, seed = (
+            path.name.removesuffix("-test.npz"),
+            int(path.parent.name.removeprefix("seed-")),
+        )
+        errors = {row["step"]: row["test_error"] for row in run.rows(seed, world)}
+        try:
+            rows = read_results(path).rows()
+            if run.status == "complete" and [step for step, _ in rows] != [*errors]:
+                raise DataError("its evaluations are not those of the records")
+            for step, scores in rows:
+                error = 1 - float(scores.correct.mean())
+                if abs(error - errors.get(step, error)) > ROUNDING:
+                    raise DataError(
+                        f"step {step}: error {error:g}, the record has {errors[step]:g}"
+                    )
+        except DataError as error:
+            what, remedy = "not the results of the records", "run compare again with --overwrite"
+            name = str(path.relative_to(folder))
+            problems.append(Problem(what=what, file=name, why=str(error), remedy=remedy))
     return problems
 
 

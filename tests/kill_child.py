@@ -67,13 +67,21 @@ def compare_job(folder: Path) -> None:
     from test_paired import FLAGS, RECIPE, SIZES, N
 
     from bootstrap.forks import Control
+    from bootstrap.keep import Evenly, Keep
     from bootstrap.pair import run_pair
     from generators.toy import ToySource
     from generators.write import generate
 
     generate(ToySource(side=8), folder / "data", SIZES)
     control = Control(checkpoint_every_s=0.05)
-    run_pair(RECIPE, folder / "data", folder / "out", n_samples=N, flags=FLAGS, control=control)
+    keep = Keep(test_results=True, checkpoints=Evenly(n=6))
+    run_pair(
+        *(RECIPE, folder / "data", folder / "out"),
+        n_samples=N,
+        flags=FLAGS,
+        keep=keep,
+        control=control,
+    )
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def test_a_dry_run_says_what_would_be_run_and_trains_nothing(deep_bootstrap, toy
     code, out, err = deep_bootstrap("compare", "--preset", "smoke", *at, "--dry-run")
     assert code == 0
     assert "N = 200, 1,000" in err
-    assert out.startswith("training images ")
+    assert out.startswith("per seed ")
     assert not (tmp_path / "results").exists()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_kept import kept_bytes
 from test_paired import content
 from test_write import all_bytes
 
@@ -36,6 +37,10 @@ COMPARE_PHASES = {
     "saving the tensors of a fork": ("bootstrap.checkpoint:replace", 1),
     "between tensors and record": ("bootstrap.checkpoint:replace@after", 3),
     "deleting an old checkpoint": ("bootstrap.forks:keep_latest", 2),
+    "keeping weights": ("bootstrap.kept:replace", 3),
+    "after weights were kept": ("bootstrap.kept:replace@after", 7),
+    "saving results": ("bootstrap.image_results:replace", 5),
+    "between the results and the state": ("bootstrap.image_results:replace@after", 9),
     "after the trunk": ("bootstrap.forks:finish", 1),
     "training a tail": ("bootstrap.train:cross_entropy", 45),
     "between the weights and the mark": ("bootstrap.forks:replace@after", 4),
@@ -86,6 +91,7 @@ def test_a_killed_comparison_ends_with_the_same_records_and_weights(phase, compa
     there, here = (next((folder / "out").iterdir()) for folder in (compared, tmp_path))
     assert here.name == there.name
     assert content(here) == content(there)
+    assert kept_bytes(here) == kept_bytes(there) != {}
     assert (here / "summary.json").exists()
     assert (here / "curves.png").exists()
 
