@@ -34,7 +34,11 @@ class Batch:
 
     def first(self, n: int) -> Batch:
         """The first `n` rows."""
-        return Batch(images=self.images[:n], labels=self.labels[:n], ids=self.ids[:n])
+        return self.rows(slice(n))
+
+    def rows(self, index: slice) -> Batch:
+        """The rows of `index`."""
+        return Batch(images=self.images[index], labels=self.labels[index], ids=self.ids[index])
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def write_checkpoint(
 
     A disk that fails is tried again after a pause; StorageError if that does not help.
     """
-    body = save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
+    body = tensor_bytes(tensors)
     record = pretty_json({"sha256": sha256_hex(body), "step": step, "meta": meta})
     for pause_s in (*RETRY_AFTER_S, None):
         try:
@@ -44,6 +44,11 @@ def write_checkpoint(
                 raise
             log.warning("%s: trying again in %g s", error, pause_s)
             time.sleep(pause_s)
+
+
+def tensor_bytes(tensors: dict[str, Tensor]) -> bytes:
+    """Tensors of any device as the bytes of a safetensors file."""
+    return save({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()})
 
 
 def read_checkpoint(

@@ -29,12 +29,20 @@ from bootstrap.presets import PRESETS, build_preset
 from bootstrap.progress import Progress, bar_settings, summary_lines
 from bootstrap.recipe import TABLES
 from bootstrap.signals import StopRequest
-from bootstrap.sinks import TENSORBOARD, Sinks, check_installed, parse_sinks, write_tensorboard
+from bootstrap.sinks import (
+    TENSORBOARD,
+    Opener,
+    Sinks,
+    check_installed,
+    parse_sinks,
+    write_tensorboard,
+)
 from bootstrap.spec import format_spec, parse_spec
 from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
+    from bootstrap.ranks import Ranks
     from bootstrap.verify import Report
     from generators.write import Labelling, MakeAll, Source
 
@@ -166,13 +174,36 @@ def compare(argv: list[str]) -> None:
     rule = parse_rule(options.keep_checkpoints)
     keep = Keep(test_results=options.save_test_results, checkpoints=rule)
     data = options.data or Path("data") / preset.data.name
-    recipe = options.recipe
-    flags = options.execution.resolve("classifier", recipe.n_draws)
+    flags = options.execution.resolve("classifier", options.recipe.n_draws)
+    from bootstrap.follow import follow
+    from bootstrap.ranks import joined
 
+    with joined(flags, options.bn) as (ranks, flags):
+        if ranks.is_first:
+            _compare(options, seeds, openers, data, flags, ranks)
+            return
+        with StopRequest() as stop:
+            follow(
+                *(options.recipe, data),
+                flags=flags,
+                ranks=ranks,
+                is_interrupted=stop.is_requested,
+            )
+
+
+def _compare(
+    options: CompareOptions,
+    seeds: tuple[int, ...],
+    openers: dict[str, Opener],
+    data: Path,
+    flags: Flags,
+    ranks: Ranks,
+) -> None:
     from bootstrap.forks import Control
     from bootstrap.pair import run_pair
     from bootstrap.plan import plan_pair
 
+    recipe = options.recipe
     plan = plan_pair(
         *(recipe, data, options.out),
         n_samples=options.n_samples,
@@ -220,6 +251,7 @@ def compare(argv: list[str]) -> None:
                 on_row=sinks.on_row,
                 is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
             ),
+            ranks=ranks,
         )
     if was_complete:
         print(f"{folder} was complete; nothing to do")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.execution import Flags
+from bootstrap.ranks import ALONE, Ranks
 from bootstrap.records import ImageScores, Scores
 
 CHUNK = 256  # images a forward pass; the last one is padded, so that shapes never change
@@ -44,21 +45,36 @@ class PerImage:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batch: Batch, normalise: Normalisation, flags: Flags, chunk: int = CHUNK
+    model: nn.Module,
+    batch: Batch,
+    normalise: Normalisation,
+    flags: Flags,
+    chunk: int = CHUNK,
+    ranks: Ranks = ALONE,
 ) -> PerImage:
-    """Score every image of `batch` in eval mode; the model is left in the mode it was in."""
+    """Score every image of `batch` in eval mode; the model is left in the mode it was in.
+
+    Several `ranks` score a share each, and all have all scores.
+    """
+    if len(batch) < ranks.n:
+        ranks = ALONE  # too few to share: each scores them all
+    own = batch.rows(ranks.rows)
     was_training = model.training
     model.eval()
     logits = []
-    for start in range(0, len(batch), chunk):
-        images = batch.images[start : start + chunk]
+    for start in range(0, len(own), chunk):
+        images = own.images[start : start + chunk]
         n = len(images)
         if n < chunk:
             images = torch.cat([images, images[:1].expand(chunk - n, -1, -1, -1)])
         with flags.autocast():
             logits.append(model(normalise(to_unit_range(images)))[:n].float())
     model.train(was_training)
-    return score(torch.cat(logits), batch.labels)
+    found = score(torch.cat(logits), own.labels)
+    if ranks.n == 1:
+        return found
+    rows = torch.stack([found.error, found.soft_error, found.loss])
+    return PerImage(*ranks.gather(rows, len(batch)))
 
 
 def score(logits: Float[Tensor, "n classes"], labels: Tensor) -> PerImage:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from bootstrap.errors import ConfigurationError
 Precision = Literal["auto", "fp32", "bf16"]
 Switch = Literal["auto", "on", "off"]
 Family = Literal["classifier", "denoiser"]
+BatchNormOver = Literal["global", "local"]
 
 log = logging.getLogger(__name__)
 NEVER = 1 << 62
@@ -38,12 +39,19 @@ COMPILE_PAYS_FROM_N_IMAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Everything that changes bits; part of a run's identity."""
+    """Everything that changes bits; part of a run's identity.
+
+    So is the number of processes (`ranks`) that share each batch, since they add in another order,
+    and what they take batch norm over: their images together, or each its own. It is only named
+    where there are several.
+    """
 
     device: str
     precision: Literal["fp32", "bf16"]
     compiled: bool
     n_threads: int
+    ranks: int = 1
+    bn: BatchNormOver = "global"
 
     @property
     def torch_device(self) -> torch.device:
@@ -65,13 +73,15 @@ class Flags:
         torch.set_num_threads(self.n_threads)
 
     def to_json(self) -> dict[str, Any]:
-        """For the run's identity."""
-        return asdict(self)
+        """For the run's identity; without fields at their default, so that new ones change none."""
+        pairs = [(f, getattr(self, f.name)) for f in fields(self)]
+        return {f.name: value for f, value in pairs if value != f.default}
 
     def describe(self) -> str:
         """One line for people."""
         mode = "compiled" if self.compiled else "eager"
-        return f"{self.device}, {self.precision}, {mode}, {self.n_threads} threads"
+        text = f"{self.device}, {self.precision}, {mode}, {self.n_threads} threads"
+        return text if self.ranks == 1 else f"{text}, {self.ranks} processes, {self.bn} batch norm"
 
 
 def resolve_flags(
@@ -85,6 +95,7 @@ def resolve_flags(
 ) -> Flags:
     """Decide the flags of a run that trains on, or samples, `n_images` images."""
     name = resolve_device(device)
+    n_local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's processes on this machine
     kind = name.partition(":")[0]
     if precision == "auto":
         precision = "bf16" if has_fast_bf16(kind) else "fp32"
@@ -103,7 +114,7 @@ def resolve_flags(
         device=name,
         precision=precision,
         compiled=wanted,
-        n_threads=n_threads or (n_cores() if kind == "cpu" else 1),
+        n_threads=n_threads or (max(1, n_cores() // n_local) if kind == "cpu" else 1),
     )
 
 

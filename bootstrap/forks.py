@@ -10,12 +10,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save
 from torch import Tensor
 
 from bootstrap.batch import Batch
@@ -25,14 +24,16 @@ from bootstrap.checkpoint import (
     read_checkpoint,
     read_latest,
     remove_checkpoint,
+    tensor_bytes,
     write_checkpoint,
 )
 from bootstrap.errors import Interrupted, NumericError
-from bootstrap.files import pretty_json, remove_leftovers, replace, sha256_hex
+from bootstrap.files import canonical_json, pretty_json, remove_leftovers, replace, sha256_hex
 from bootstrap.image_results import insert_evaluation
 from bootstrap.kept import Keeping
 from bootstrap.plan import Plan
 from bootstrap.pool import Pool
+from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import MAX_PROBE_N
 from bootstrap.records import Record, StepRecord
 from bootstrap.runlog import IDEAL, RowWriter, read_rows, real_name, truncate_rows
@@ -55,13 +56,24 @@ class Control:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Leg:
+    """What is trained in one go: the world of `world_n`, scored on the probes of the `probe_n`,
+    with a stop at every step of `stops`, which rise."""
+
+    world_n: int
+    probe_n: Sequence[int]
+    stops: Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SeedRun:
-    """One seed of a plan, with its data open."""
+    """One seed of a plan, with its data open, on the first of the ranks that train it."""
 
     plan: Plan
     seed: int
     pool: Pool
     control: Control
+    ranks: Ranks = ALONE
 
     @property
     def folder(self) -> Path:
@@ -80,7 +92,9 @@ class SeedRun:
     def state(self, saved: Saved | None = None) -> TrainState:
         """The state at step 0, or a saved one."""
         plan = self.plan
-        state = build_state(plan.recipe, plan.manifest, plan.pool_n_samples, self.seed, plan.flags)
+        state = build_state(
+            *(plan.recipe, plan.manifest, plan.pool_n_samples, self.seed, plan.flags, self.ranks)
+        )
         if saved is not None:
             state.load(saved[0], saved[1]["state"])
         return state
@@ -110,7 +124,22 @@ class SeedRun:
             probes=probes,
             grid=frozenset(plan.grid),
             flags=plan.flags,
+            ranks=self.ranks,
         )
+
+    def announce(self, leg: Leg, state: TrainState) -> None:
+        """Hand what is trained next, and from where, to the ranks that follow (`follow.follow`)."""
+        if self.ranks.n == 1:
+            return
+        order = {
+            "seed": self.seed,
+            "pool_n_samples": self.plan.pool_n_samples,
+            "n_samples": self.plan.n_samples,
+            "leg": asdict(leg),
+            "state": state.meta(),
+        }
+        self.ranks.broadcast(canonical_json(order).encode())
+        self.ranks.broadcast(tensor_bytes(state.tensors()))
 
     def saved_tail(self, n: int) -> Saved | None:
         """Where the real world with N = n can start: its latest checkpoint, else its fork."""
@@ -149,8 +178,8 @@ def run_trunk(run: SeedRun) -> None:
     state = run.state(saved)
     worlds = {IDEAL: plan.end, **{real_name(n): plan.prefix_stop(n) for n in n_samples}}
     stops = sorted({*map(plan.fork_step, n_samples), plan.recipe.n_steps})
-    task = run.task(plan.pool_n_samples, n_samples)
-    advance(run, task, state, worlds, stops, "trunk", {"n_samples": n_samples})
+    leg = Leg(world_n=plan.pool_n_samples, probe_n=n_samples, stops=stops)
+    advance(run, leg, state, worlds, "trunk", {"n_samples": n_samples})
     for n in n_samples:
         if not plan.forks(n):
             finish(run, real_name(n), state)
@@ -164,9 +193,10 @@ def replay_trunk(run: SeedRun, n_samples: Sequence[int]) -> None:
         return
     plan = run.plan
     log.info("replaying the ideal world up to the forks of N = %s", list(n_samples))
-    state, task = run.state(), run.task(plan.pool_n_samples, n_samples)
+    state, stops = run.state(), sorted({*map(plan.fork_step, n_samples)})
     worlds = {real_name(n): plan.prefix_stop(n) for n in n_samples}
-    advance(run, task, state, worlds, sorted({*map(plan.fork_step, n_samples)}), None)
+    leg = Leg(world_n=plan.pool_n_samples, probe_n=n_samples, stops=stops)
+    advance(run, leg, state, worlds, None)
     for n in n_samples:
         if not plan.forks(n):
             finish(run, real_name(n), state)
@@ -175,7 +205,8 @@ def replay_trunk(run: SeedRun, n_samples: Sequence[int]) -> None:
 def run_tail(run: SeedRun, n: int) -> None:
     """A real world from its fork, or from its latest checkpoint, to the end."""
     name, state = real_name(n), run.state(run.saved_tail(n))
-    advance(run, run.task(n, (n,)), state, {name: run.plan.end}, [run.plan.recipe.n_steps], name)
+    leg = Leg(world_n=n, probe_n=(n,), stops=(run.plan.recipe.n_steps,))
+    advance(run, leg, state, {name: run.plan.end}, name)
     complete_ideal(run, n)  # before the mark: a kill in between must not lose it
     finish(run, name, state)
     keep_latest(run.checkpoints, name, n=0)
@@ -186,8 +217,8 @@ def run_alone(run: SeedRun, name: str, n: int, probe_n: Sequence[int]) -> None:
     if run.is_done(name):
         return
     state = run.state(read_latest(run.checkpoints, name))
-    task = run.task(n, probe_n)
-    advance(run, task, state, {name: run.plan.end}, [run.plan.recipe.n_steps], name)
+    leg = Leg(world_n=n, probe_n=probe_n, stops=(run.plan.recipe.n_steps,))
+    advance(run, leg, state, {name: run.plan.end}, name)
     finish(run, name, state)
     keep_latest(run.checkpoints, name, n=0)
 
@@ -214,14 +245,13 @@ def complete_ideal(run: SeedRun, n: int) -> None:
 
 def advance(
     run: SeedRun,
-    task: Task,
+    leg: Leg,
     state: TrainState,
     worlds: dict[str, int],
-    stops: Sequence[int],
     name: str | None,
     meta: dict[str, Any] | None = None,
 ) -> None:
-    """Train through `stops`; write each world's records before its own step; save states.
+    """Train a leg; write each world's records before its own step; save states.
 
     States go to `<name>-<step>` at intervals (without a name to none) and to `fork-<step>` at every
     stop but the last step.
@@ -237,10 +267,13 @@ def advance(
         truncate_rows(folder / f"{world}.jsonl", state.step)
         truncate_rows(folder / f"{world}-every-step.jsonl", state.step)
     (folder / f"{label}.failed.json").unlink(missing_ok=True)
+    run.announce(leg, state)
+    task = run.task(leg.world_n, leg.probe_n)
     saved_at = time.monotonic()
 
     def is_paused() -> bool:
-        return control.is_interrupted() or time.monotonic() - saved_at > control.checkpoint_every_s
+        is_due = time.monotonic() - saved_at > control.checkpoint_every_s
+        return run.ranks.any(control.is_interrupted() or is_due)
 
     with ExitStack() as files:
 
@@ -274,7 +307,7 @@ def advance(
             everything = {**(meta or {}), "state": state.meta()}
             write_checkpoint(run.checkpoints, kind, state.step, state.tensors(), everything)
 
-        for stop in (stop for stop in stops if stop >= state.step):
+        for stop in (stop for stop in leg.stops if stop >= state.step):
             while True:
                 try:
                     for record in train(task, state, until_step=stop, is_paused=is_paused):
@@ -289,7 +322,7 @@ def advance(
                     save_state(name)
                     keep_latest(run.checkpoints, name)
                 saved_at = time.monotonic()
-                if control.is_interrupted():
+                if run.ranks.any(control.is_interrupted()):
                     raise Interrupted(
                         f"{folder}: {label} stopped at step {state.step}; run it again to go on"
                     )
@@ -299,7 +332,7 @@ def advance(
 
 def finish(run: SeedRun, world: str, state: TrainState) -> None:
     """Save the final weights, then the mark that says the world is done."""
-    weights = save({k: v.cpu().contiguous() for k, v in state.model.state_dict().items()})
+    weights = tensor_bytes(state.model.state_dict())
     replace(run.folder / f"{world}.safetensors", weights)
     done = {
         "weights_sha256": sha256_hex(weights),

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 CHOICES = {"precision": ("auto", "fp32", "bf16"), "compile": ("auto", "on", "off")}
 
 
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"--{name} {value}: use one of {', '.join(allowed)}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How to run; what is left at auto is decided once and printed."""
@@ -28,16 +33,14 @@ class Execution:
     compile: str = "auto"
     """auto, on or off"""
     threads: int | None = None
-    """CPU threads of a process; by default all cores, or one beside an accelerator"""
+    """CPU threads of a process; by default all cores (torchrun's processes share them), or one
+    beside an accelerator"""
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise ConfigurationError(f"--threads {self.threads}: give at least one")
         for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise ConfigurationError(
-                    f"--{name} {getattr(self, name)}: use one of {', '.join(allowed)}"
-                )
+            _check_choice(name, getattr(self, name), allowed)
 
     def resolve(self, family: Family, n_images: int) -> Flags:
         """Decide and apply the flags of a run of this many images."""
@@ -121,8 +124,13 @@ class CompareOptions:
     """also send the records to tensorboard (files in the run's folder) or wandb, or to both: a,b"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
+    bn: str = "global"
+    """batch norm of torchrun's processes is over the whole batch (global) or each share (local)"""
     execution: Execution = field(default_factory=Execution)
     recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        _check_choice("bn", self.bn, ("global", "local"))
 
 
 @dataclass(frozen=True, kw_only=True)

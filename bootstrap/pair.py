@@ -24,6 +24,7 @@ from bootstrap.locks import locked
 from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
 from bootstrap.pool import Pool
+from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import load_run, real_name
@@ -46,6 +47,7 @@ def run_pair(
     overwrite: bool = False,
     keep: Keep = Keep(),
     control: Control = Control(),
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Train the ideal world and the real ones, write records, summary and figure.
 
@@ -53,6 +55,7 @@ def run_pair(
     re-uses samples, and its records say `approximate` from there. Raises ConfigurationError,
     DataError, NotEnoughData (before anything is trained), NumericError or Interrupted (after
     saving; the same call goes on).
+    The first of several `ranks` calls this, all others `bootstrap.follow.follow` meanwhile.
     """
     plan = plan_pair(
         *(recipe, data, out),
@@ -75,10 +78,12 @@ def run_pair(
         try:
             for seed in (seed for seed in seeds if not plan.is_done([seed])):
                 with closing(Pool(data, "stream", plan.manifest)) as pool:
-                    run_seed(SeedRun(plan=plan, seed=seed, pool=pool, control=control))
+                    run_seed(SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks))
         except (NumericError, Interrupted) as error:
+            ranks.broadcast()
             _write_status(plan.folder, error)
             raise
+        ranks.broadcast()  # nothing: those that follow may go
         records = load_run(plan.folder)
         replace(plan.folder / "summary.json", pretty_json(summarise(records)))
         write_figure(records)

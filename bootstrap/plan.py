@@ -15,6 +15,7 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
 from bootstrap.keep import Keep, agree
 from bootstrap.presets import PRESETS
+from bootstrap.ranks import Ranks
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
@@ -97,6 +98,7 @@ def plan_pair(
     enough nothing is re-used all the same. A run that has begun keeps what it was begun with,
     unless it is to be overwritten: ConfigurationError if `keep` asks for more.
     """
+    Ranks(n=flags.ranks).share(recipe.batch_size)  # refuses what does not divide
     manifest = read_manifest(data)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     pool_n_samples, known_n = manifest.n_stream, set()

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bootstrap.batch import Batch, Normalisation, to_unit_range
+from bootstrap.batch_norm import globalise_batch_norm, local_statistics
 from bootstrap.checkpoint import load_optimizer_tensors, optimizer_tensors, prefixed, without_prefix
 from bootstrap.errors import NumericError
 from bootstrap.evaluate import evaluate
 from bootstrap.execution import Flags
 from bootstrap.pool import Pool
 from bootstrap.randomness import Stream, integers, torch_seed
+from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import EVERY_STEP_N, Recipe
 from bootstrap.records import Record, Scores, StepRecord
 from bootstrap.shards import Manifest
@@ -105,6 +107,7 @@ class Task:
     probes: Probes | None
     grid: frozenset[int]
     flags: Flags
+    ranks: Ranks = ALONE
 
     @property
     def normalise(self) -> Normalisation:
@@ -114,12 +117,19 @@ class Task:
 
 
 def build_state(
-    recipe: Recipe, manifest: Manifest, pool_n_samples: int, seed: int, flags: Flags
+    recipe: Recipe,
+    manifest: Manifest,
+    pool_n_samples: int,
+    seed: int,
+    flags: Flags,
+    ranks: Ranks = ALONE,
 ) -> TrainState:
     """Fresh weights that depend on the seed alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.INIT))
         model = recipe.model.build(manifest.image_shape, manifest.n_classes)
+    if ranks.n > 1 and flags.bn == "global":
+        globalise_batch_norm(model, ranks)
     model = model.to(flags.torch_device).to(memory_format=torch.channels_last)
     optimizer = recipe.optimizer.build(model.parameters())
     if flags.compiled:
@@ -137,8 +147,12 @@ def train(
     With until_step = n_steps the last evaluation is included; at an earlier stop, or when paused,
     the state is whole and a later call goes on as if there had been no stop. NumericError (with the
     step) if a loss or the gradient is not finite; the update is then not made.
+
+    Several ranks all prepare the whole batch, so that every image is augmented as in one process,
+    and the model sees a share of it on each. All must pause together: `is_paused` has to be agreed.
     """
     recipe, normalise, first_step = task.recipe, task.normalise, state.step
+    ranks, mine = task.ranks, task.ranks.share(recipe.batch_size)
 
     while True:
         step, started = state.step, time.perf_counter()
@@ -163,14 +177,15 @@ def train(
             group["lr"] = recipe.lr_at(step)
         x = recipe.augmentation.apply(to_unit_range(batch.images), normalise.mean, state.seed, step)
         with task.flags.autocast():
-            logits = state.model(normalise(x))
-        loss = cross_entropy(logits.float(), batch.labels)
+            logits = state.model(normalise(x[mine]))
+        loss = ranks.mean(cross_entropy(logits.float(), batch.labels[mine]))
         if not torch.isfinite(loss):
             raise NumericError(
                 f"step {step}: the training loss is {loss.item()}; lower the learning rate"
             )
         loss.backward()
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
+        ranks.average([*gradients, *local_statistics(state.model)])
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
             raise NumericError(f"step {step}: the gradient is not finite; lower the learning rate")
         state.optimizer.step()
@@ -179,7 +194,7 @@ def train(
         state.step += 1
         state.wall_s += time.perf_counter() - started
         if on_test is not None:
-            batch_error = (logits.argmax(dim=1) != batch.labels).float().mean()
+            batch_error = ranks.mean((logits.argmax(dim=1) != batch.labels[mine]).float().mean())
             yield StepRecord(
                 step=step, test=on_test, batch_loss=loss.item(), batch_error=batch_error.item()
             )
@@ -192,9 +207,9 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
     names = task.probes.active(state.step) if task.probes else []
     if task.probes and names:
         largest = task.probes.batch.first(max(task.probes.n[name] for name in names))
-        per_image = evaluate(state.model, largest, normalise, task.flags)
+        per_image = evaluate(state.model, largest, normalise, task.flags, ranks=task.ranks)
         on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
-    on_test = evaluate(state.model, test, normalise, task.flags)
+    on_test = evaluate(state.model, test, normalise, task.flags, ranks=task.ranks)
     scores = on_test.mean()
     for found in (scores, *on_probes.values()):
         refuse_infinite(found, state.step)
@@ -220,7 +235,8 @@ def _evaluate_this_step(task: Task, state: TrainState, normalise: Normalisation)
         images=task.test.images[index], labels=task.test.labels[index], ids=task.test.ids[rows]
     )
     started = time.perf_counter()
-    scores = evaluate(state.model, drawn, normalise, task.flags, chunk=EVERY_STEP_N).mean()
+    chunk = -(-EVERY_STEP_N // task.ranks.n)
+    scores = evaluate(state.model, drawn, normalise, task.flags, chunk, task.ranks).mean()
     state.evaluation_s += time.perf_counter() - started
     refuse_infinite(scores, state.step)
     return scores

@@ -18,6 +18,7 @@ from torch import Tensor
 from bootstrap.checkpoint import load_optimizer_tensors, optimizer_tensors, prefixed, without_prefix
 from bootstrap.errors import NumericError
 from bootstrap.randomness import Stream, torch_seed, uniforms
+from bootstrap.ranks import ALONE, Ranks
 from bootstrap.worlds import World
 from generators.denoiser import (
     Denoiser,
@@ -30,7 +31,6 @@ from generators.denoiser import (
     draw_noise,
     velocity_loss,
 )
-from generators.ranks import ALONE, Ranks
 from generators.sources import LabelledImages
 
 

@@ -341,9 +341,7 @@ def test_a_mistyped_name_of_timms_gets_a_suggestion():
 
 
 def test_a_model_of_timms_that_cannot_take_the_image_is_refused():
-    with pytest.raises(
-        ConfigurationError, match="'inception_v3' cannot take 8x8x3"
-    ):
+    with pytest.raises(ConfigurationError, match="'inception_v3' cannot take 8x8x3"):
         on_meta("timm(name='inception_v3')", (8, 8, 3))
 
 

@@ -20,6 +20,7 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, remove_leftovers
 from bootstrap.locks import locked
 from bootstrap.options import Execution
+from bootstrap.ranks import Ranks, joined
 from generators.card import grid_image
 from generators.denoiser import (
     Denoiser,
@@ -28,7 +29,6 @@ from generators.denoiser import (
     read_images_seen,
     write_denoiser,
 )
-from generators.ranks import Ranks, joined
 from generators.sample import SamplerConfig, distilled_sampler, noise_of_ids, solve, to_uint8
 from generators.sources import LabelledImages
 from generators.train import DenoiserRecipe, DenoiserState, build_state, train_denoiser
