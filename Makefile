@@ -9,7 +9,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare plot doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
+.PHONY: help setup generate compare plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ compare: $(READY)  ## data if missing, both worlds, figure
 
 plot: $(READY)  ## draw the figures of saved runs again
 	$(RUN) plot results
+
+report: $(READY)  ## all saved runs on one page, results/report.html
+	$(RUN) report results
 
 doctor: $(READY)  ## what this machine has and what auto will choose
 	$(RUN) doctor

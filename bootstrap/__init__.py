@@ -15,23 +15,19 @@ __version__ = "0.1.0"
 _HOMES = {
     "Recipe": "bootstrap.recipe",
     "RunWriter": "bootstrap.runlog",
+    "Scores": "bootstrap.records",
+    "ShardDataset": "bootstrap.shard_dataset",
+    "World": "bootstrap.worlds",
     "gap": "bootstrap.curves",
     "load_kept": "bootstrap.kept",
     "load_run": "bootstrap.runlog",
     "load_runs": "bootstrap.runlog",
     "plot_pair": "bootstrap.plot",
+    "pool_n_samples": "bootstrap.loop",
     "run_pair": "bootstrap.pair",
+    "stream": "bootstrap.loop",
 }
-__all__ = [
-    "Recipe",
-    "RunWriter",
-    "gap",
-    "load_kept",
-    "load_run",
-    "load_runs",
-    "plot_pair",
-    "run_pair",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

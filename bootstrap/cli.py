@@ -23,6 +23,7 @@ from bootstrap.options import (
     DoctorOptions,
     GenerateOptions,
     PlotOptions,
+    ReportOptions,
     VerifyOptions,
 )
 from bootstrap.presets import PRESETS, build_preset
@@ -282,6 +283,14 @@ def plot(argv: list[str]) -> None:
             print(folder)
 
 
+def report(argv: list[str]) -> None:
+    """report: one page of all saved runs: table, figures, two runs side by side"""
+    options = _parse(ReportOptions, argv, "report")
+    from bootstrap.report import write_report
+
+    print(write_report(options.path, options.out))
+
+
 def verify(argv: list[str]) -> None:
     """verify: check a data set or a run against its records"""
     options = _parse(VerifyOptions, argv, "verify", markers=(tyro.conf.PositionalRequiredArgs,))
@@ -392,6 +401,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": generate,
     "compare": compare,
     "plot": plot,
+    "report": report,
     "verify": verify,
     "import": import_,
     "train-generator": train_generator,

@@ -146,6 +146,16 @@ class PlotOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write every run under a folder into one page for a browser; needs neither torch nor data."""
+
+    path: Positional[Path] = Path("results")
+    """a run, or a folder of runs"""
+    out: Path | None = None
+    """the page; by default report.html in that folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
     """Check every hash, shape, label, id and order of a data set, or the rows of a run."""
 

@@ -75,7 +75,7 @@ def failure(folder: Path, world: str) -> str | None:
 
 def identity_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
     """The fields in which two identities differ, with both values; fields of fields as `a.b`."""
-    flat_one, flat_other = _flat(one), _flat(other)
+    flat_one, flat_other = flat(one), flat(other)
     keys = sorted(flat_one.keys() | flat_other.keys())
     return [
         f"{key} ({_short(flat_one.get(key))} and {_short(flat_other.get(key))})"
@@ -84,11 +84,12 @@ def identity_differences(one: dict[str, Any], other: dict[str, Any]) -> list[str
     ]
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested object as one: the fields of a field `a` are named `a.b`."""
     found: dict[str, Any] = {}
     for key, inner in value.items():
         found |= (
-            _flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
+            flat(inner, f"{prefix}{key}.") if isinstance(inner, dict) else {prefix + key: inner}
         )
     return found
 

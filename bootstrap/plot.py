@@ -41,6 +41,8 @@ from bootstrap.runlog import IDEAL, Run, real_name
 from bootstrap.table import curves_csv
 
 SIZE_INCH = (7.0, 5.5)
+PAGE_SIZE_INCH = (6.0, 4.7)  # on a page, which sets the caption itself; narrower, for phones
+MARGINS_INCH = (0.805, 1.47)  # left: axis labels; right: the names of the lines
 DPI = 200
 FONT_PT = 10.0
 SMALL_PT = 9.0
@@ -74,8 +76,8 @@ def plot_pair(run: Run, ax: Axes | None = None) -> Axes:
     returned: `plot_pair(run).figure` is the figure.
     """
     if ax is None:
-        return _build_figure(run).axes[0]
-    lines = _lines(run)
+        return build_figure(run).axes[0]
+    lines = world_lines(run)
     _draw_errors(ax, run, lines)
     _label_ends(ax, lines)
     return ax
@@ -83,7 +85,7 @@ def plot_pair(run: Run, ax: Axes | None = None) -> Axes:
 
 def write_figure(run: Run) -> tuple[Path, ...]:
     """Write curves.csv, curves.png and curves.svg into the run's folder; returns their paths."""
-    figure = _build_figure(run)
+    figure = build_figure(run)
     contents = {
         "curves.csv": curves_csv(run),
         "curves.png": render(figure, "png", {"Software": None}),
@@ -112,7 +114,8 @@ class Line:
         return {"color": self.colour, "linestyle": dashes, "zorder": 4 if ideal else 3}
 
 
-def _lines(run: Run) -> list[Line]:
+def world_lines(run: Run) -> list[Line]:
+    """The lines of a run's figure, the ideal world's first."""
     colours = matplotlib.color_sequences["petroff10"]
     worlds: list[tuple[int | None, Any]] = [(None, IDEAL_COLOUR)]
     worlds += [(n, colours[i % len(colours)]) for i, n in enumerate(run.n_samples)]
@@ -133,19 +136,23 @@ def _steps(run: Run, n_samples: int | None) -> Int[np.ndarray, " n_steps"]:
     return run.steps if n_samples is None else run.real[n_samples].steps
 
 
-def _build_figure(run: Run) -> Figure:
+def build_figure(run: Run, *, has_caption: bool = True) -> Figure:
+    """The whole figure; without its caption it has PAGE_SIZE_INCH."""
+    width, height = SIZE_INCH if has_caption else PAGE_SIZE_INCH
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=SIZE_INCH)
+        figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        text = textwrap.wrap(caption(run).replace("N = ", "N\xa0=\xa0"), CAPTION_COLUMNS)
-        bottom = (0.58 + 0.165 * len(text)) / SIZE_INCH[1]  # inches: x axis, then caption lines
+        about = caption(run).replace("N = ", "N\xa0=\xa0") if has_caption else ""
+        text = textwrap.wrap(about, CAPTION_COLUMNS)
+        bottom = (0.58 + 0.165 * len(text)) / height  # inches: x axis, then caption lines
+        left, right = MARGINS_INCH[0] / width, 1 - MARGINS_INCH[1] / width
         above, below = figure.subplots(
             *(2, 1),
             sharex=True,
             gridspec_kw={"height_ratios": (2.1, 1), "hspace": 0.09}
-            | {"left": 0.115, "right": 0.79, "top": 0.94, "bottom": bottom},
+            | {"left": left, "right": right, "top": 0.94, "bottom": bottom},
         )
-        lines = _lines(run)
+        lines = world_lines(run)
         _draw_errors(above, run, lines)
         _draw_gaps(below, run, lines)
         for ax in (above, below):

@@ -27,8 +27,9 @@ class Pool:
     """One split of a data set, by global id."""
 
     def __init__(
-        self, folder: Path, split: str = "stream", manifest: Manifest | None = None
+        self, folder: Path | str, split: str = "stream", manifest: Manifest | None = None
     ) -> None:
+        folder = Path(folder)
         self.folder = folder
         self.split = split
         self.manifest = manifest or read_manifest(folder)

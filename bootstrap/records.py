@@ -5,13 +5,15 @@ No torch.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float16
+from jaxtyping import Bool, Float, Float16, Int
 
 SCHEMA = 1
+NO_IDS = hashlib.sha256().hexdigest()  # the hash of none
 APPROXIMATE = "approximate"  # under `extra`: the ideal world has re-used samples by then
 
 
@@ -25,6 +27,23 @@ class Scores:
     error: float
     soft_error: float
     loss: float
+
+    @classmethod
+    def of(
+        cls, probabilities: Float[np.ndarray, "n classes"], labels: Int[np.ndarray, " n"]
+    ) -> Scores:
+        """The scores of predicted probabilities; a probability of 0 counts as 1e-38 in the loss."""
+        true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        return cls(
+            error=float((probabilities.argmax(axis=1) != labels).mean()),
+            soft_error=float(1 - true.mean()),
+            loss=float(-np.log(np.maximum(true, 1e-38)).mean()),
+        )
+
+
+def hash_ids(before: str, ids: Int[np.ndarray, " n"]) -> str:
+    """The running hash of the ids fetched, after a batch of `ids`."""
+    return hashlib.sha256(bytes.fromhex(before) + ids.astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,15 +28,16 @@ NUDGE = 1.05  # between the N, so that their intervals do not hide each other
 LOWEST = 0.25  # of the vertical axis, in passes; what is lower stands at its foot
 
 
-def plot_reuse(reuse: Reuse, *, heading: str = "", about: str = "") -> Figure:
+def plot_reuse(
+    reuse: Reuse, *, heading: str = "", about: str = "", has_caption: bool = True
+) -> Figure:
     """The reuse rate by passes, soft-error at the left and test loss at the right, a colour per N.
 
     Below the dashed line a repeated sample is worth less than a fresh one.
     """
     with matplotlib.rc_context(STYLE):
-        text = textwrap.wrap(
-            _what(reuse) + " " + about.replace("N = ", "N\xa0=\xa0"), CAPTION_COLUMNS
-        )
+        said = f"{_what(reuse)} {about}".replace("N = ", "N\xa0=\xa0") if has_caption else ""
+        text = textwrap.wrap(said, CAPTION_COLUMNS)
         foot = 0.6 + 0.165 * len(text)  # inches: x axis, then caption lines
         height = PANEL_INCH + foot + 0.55
         figure = Figure(figsize=(WIDTH_INCH, height))
@@ -68,6 +69,11 @@ def write_reuse_figure(run: Run) -> tuple[Path, ...]:
     for name, content in contents.items():
         replace(run.path / name, content)
     return tuple(run.path / name for name in contents)
+
+
+def reuse_caption(run: Run, reuse: Reuse) -> str:
+    """What the figure shows, and of which run."""
+    return f"{_what(reuse)} {_about(run)}"
 
 
 def _what(reuse: Reuse) -> str:

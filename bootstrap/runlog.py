@@ -18,6 +18,7 @@ import io
 import json
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from dataclasses import replace as with_fields
@@ -33,7 +34,7 @@ from bootstrap.errors import DataError
 from bootstrap.files import replace, storing
 from bootstrap.image_results import ImageResults, read_results, results_path
 from bootstrap.pairing import failure, first_disagreement
-from bootstrap.records import SCHEMA, Record, StepRecord
+from bootstrap.records import NO_IDS, SCHEMA, Record, Scores, StepRecord, hash_ids
 
 if TYPE_CHECKING:
     import pandas
@@ -351,7 +352,9 @@ class RunWriter:
     """Writes one world's records, also those of a training loop of your own.
 
     >>> with RunWriter("results", run="mine", seed=0, world="real", n_samples=5000) as writer:
-    ...     writer.write(record)
+    ...     writer.note(batch.ids)  # every batch
+    ...     writer.write_scores(step, test=scores, train=train_scores)  # now and then
+    ...     writer.finish()  # at the end: nothing follows
     """
 
     def __init__(
@@ -366,12 +369,44 @@ class RunWriter:
             config = {"schema": SCHEMA, "run": run}
             replace(folder / "pair.json", json.dumps(config).encode() + b"\n")
         stem = IDEAL if n_samples is None else real_name(n_samples)
+        self._mark = folder / f"seed-{seed}" / f"{stem}.done.json"
         self._rows = RowWriter(folder / f"seed-{seed}" / f"{stem}.jsonl")
         self._steps = RowWriter(folder / f"seed-{seed}" / f"{stem}-every-step.jsonl")
+        self._started, self._ids_hash = time.perf_counter(), NO_IDS
+        self._n_noted, self._seen = 0, set[int]()
 
     def write(self, record: Record | StepRecord) -> None:
         """Append a record to the file that is for its kind."""
         (self._steps if isinstance(record, StepRecord) else self._rows).write(record.to_json())
+
+    def note(self, ids: Int[np.ndarray, " n"]) -> None:
+        """Count the samples of a training batch, by their ids."""
+        self._ids_hash = hash_ids(self._ids_hash, ids)
+        self._n_noted += len(ids)
+        self._seen.update(ids.tolist())
+
+    def write_scores(
+        self, step: int, *, test: Scores, train: Scores | None = None, lr: float = 0.0
+    ) -> None:
+        """Append an evaluation after `step` updates, with what was noted of the samples so far."""
+        self.write(
+            Record(
+                step=step,
+                samples_seen=self._n_noted,
+                unique_samples_seen=len(self._seen),
+                ids_hash=self._ids_hash,
+                lr=lr,
+                test=test,
+                train=train,
+                wall_s=time.perf_counter() - self._started,
+            )
+        )
+
+    def finish(self) -> None:
+        """Mark the world as done: every record is on disk and none follows."""
+        self.sync()
+        mark = {"weights_sha256": None, "n_rows": len(read_rows(self._rows.path))}
+        replace(self._mark, json.dumps(mark).encode() + b"\n")
 
     def sync(self) -> None:
         """Make everything written so far durable."""

@@ -8,7 +8,6 @@ Every draw is a function of (seed, step), so `state` is all that a stop and a re
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from bootstrap.pool import Pool
 from bootstrap.randomness import Stream, integers, torch_seed
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import EVERY_STEP_N, Recipe
-from bootstrap.records import Record, Scores, StepRecord
+from bootstrap.records import NO_IDS, Record, Scores, StepRecord, hash_ids
 from bootstrap.shards import Manifest
 from bootstrap.worlds import STREAM_START, SeedOrder, World
 
@@ -45,7 +44,7 @@ class TrainState:
     seed: int
     is_seen: np.ndarray  # bool per pool sample
     step: int = 0
-    ids_hash: str = hashlib.sha256().hexdigest()
+    ids_hash: str = NO_IDS
     samples_seen: int = 0
     wall_s: float = 0.0
     evaluation_s: float = 0.0
@@ -54,9 +53,7 @@ class TrainState:
         """Count the ids that were fetched for a step."""
         self.is_seen[ids - STREAM_START] = True
         self.samples_seen += len(ids)
-        self.ids_hash = hashlib.sha256(
-            bytes.fromhex(self.ids_hash) + ids.astype("<i8").tobytes()
-        ).hexdigest()
+        self.ids_hash = hash_ids(self.ids_hash, ids)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights, buffers, optimiser state and the set of seen ids, flat."""
