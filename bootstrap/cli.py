@@ -181,7 +181,7 @@ def compare(argv: list[str]) -> None:
 
     with joined(flags, options.bn) as (ranks, flags):
         if ranks.is_first:
-            _compare(options, seeds, openers, data, flags, ranks)
+            _compare(options, seeds, openers, keep, data, flags, ranks)
             return
         with StopRequest() as stop:
             follow(
@@ -196,6 +196,7 @@ def _compare(
     options: CompareOptions,
     seeds: tuple[int, ...],
     openers: dict[str, Opener],
+    keep: Keep,
     data: Path,
     flags: Flags,
     ranks: Ranks,
