@@ -181,6 +181,7 @@ def compare(argv: list[str]) -> None:
 
     with joined(flags, options.bn) as (ranks, flags):
         if ranks.is_first:
+            flags = flags.stacked(options.replicas)
             _compare(options, seeds, openers, keep, data, flags, ranks)
             return
         with StopRequest() as stop:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -52,6 +52,7 @@ class Flags:
     n_threads: int
     ranks: int = 1
     bn: BatchNormOver = "global"
+    replicas: int = 1  # seeds that take their steps together
 
     @property
     def torch_device(self) -> torch.device:
@@ -81,7 +82,17 @@ class Flags:
         """One line for people."""
         mode = "compiled" if self.compiled else "eager"
         text = f"{self.device}, {self.precision}, {mode}, {self.n_threads} threads"
-        return text if self.ranks == 1 else f"{text}, {self.ranks} processes, {self.bn} batch norm"
+        if self.ranks > 1:
+            text += f", {self.ranks} processes, {self.bn} batch norm"
+        return text if self.replicas == 1 else f"{text}, {self.replicas} replicas"
+
+    def stacked(self, replicas: int) -> Flags:
+        """For so many seeds at once, eager; ConfigurationError for what does not go with it."""
+        if replicas < 1:
+            raise ConfigurationError(f"--replicas {replicas}: give at least 1")
+        if replicas > 1 and self.ranks > 1:
+            raise ConfigurationError("--replicas and torchrun: use one of them")
+        return replace(self, replicas=replicas, compiled=self.compiled and replicas == 1)
 
 
 def resolve_flags(

@@ -37,6 +37,7 @@ from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import MAX_PROBE_N
 from bootstrap.records import Record, StepRecord
 from bootstrap.runlog import IDEAL, RowWriter, read_rows, real_name, truncate_rows
+from bootstrap.stacked import Seat
 from bootstrap.train import Probes, Task, TrainState, build_state, train
 from bootstrap.worlds import SeedOrder, World
 
@@ -74,6 +75,7 @@ class SeedRun:
     pool: Pool
     control: Control
     ranks: Ranks = ALONE
+    seat: Seat | None = None
 
     @property
     def folder(self) -> Path:
@@ -97,6 +99,8 @@ class SeedRun:
         )
         if saved is not None:
             state.load(saved[0], saved[1]["state"])
+        if self.seat is not None:
+            self.seat.take(state.model)
         return state
 
     def task(self, world_n: int, probe_n: Sequence[int]) -> Task:
@@ -125,6 +129,7 @@ class SeedRun:
             grid=frozenset(plan.grid),
             flags=plan.flags,
             ranks=self.ranks,
+            seat=self.seat,
         )
 
     def announce(self, leg: Leg, state: TrainState) -> None:

@@ -124,6 +124,9 @@ class CompareOptions:
     """also send the records to tensorboard (files in the run's folder) or wandb, or to both: a,b"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
+    replicas: int = 1
+    """seeds that are trained at once, their weights stacked, for models too small to fill a GPU;
+    the same as one by one but for rounding"""
     bn: str = "global"
     """batch norm of torchrun's processes is over the whole batch (global) or each share (local)"""
     execution: Execution = field(default_factory=Execution)

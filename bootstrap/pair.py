@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace as with_fields
+from functools import partial
 from pathlib import Path
 
 from bootstrap.cost import bytes_to_come
@@ -29,6 +30,7 @@ from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import load_run, real_name
 from bootstrap.shards import read_manifest
+from bootstrap.stacked import Seat, run_stacked
 from bootstrap.summary import summarise
 from bootstrap.train import build_state
 from bootstrap.verify import check_used_shards
@@ -76,9 +78,7 @@ def run_pair(
         remove_leftovers(plan.folder)
         flags.apply()
         try:
-            for seed in (seed for seed in seeds if not plan.is_done([seed])):
-                with closing(Pool(data, "stream", plan.manifest)) as pool:
-                    run_seed(SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks))
+            _run_seeds(plan, [s for s in seeds if not plan.is_done([s])], control, ranks)
         except (NumericError, Interrupted) as error:
             ranks.broadcast()
             _write_status(plan.folder, error)
@@ -88,6 +88,23 @@ def run_pair(
         replace(plan.folder / "summary.json", pretty_json(summarise(records)))
         write_figure(records)
     return plan.folder
+
+
+def _run_seeds(plan: Plan, seeds: Sequence[int], control: Control, ranks: Ranks) -> None:
+    """One after the other, or some at once; of those at once, all end before an error is raised."""
+
+    def run(seed: int, seat: Seat | None) -> None:
+        with closing(Pool(plan.data, "stream", plan.manifest)) as pool:
+            run_seed(
+                SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks, seat=seat)
+            )
+
+    n = plan.flags.replicas
+    for first in range(0, len(seeds), n):
+        if n == 1:
+            run(seeds[first], None)
+        else:
+            run_stacked([partial(run, seed) for seed in seeds[first : first + n]], plan.flags)
 
 
 def _write_status(folder: Path, error: BootstrapError) -> None:

@@ -32,6 +32,7 @@ from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import EVERY_STEP_N, Recipe
 from bootstrap.records import NO_IDS, Record, Scores, StepRecord, hash_ids
 from bootstrap.shards import Manifest
+from bootstrap.stacked import Seat
 from bootstrap.worlds import STREAM_START, SeedOrder, World
 
 
@@ -105,6 +106,17 @@ class Task:
     grid: frozenset[int]
     flags: Flags
     ranks: Ranks = ALONE
+    seat: Seat | None = None  # among runs that take their steps together
+
+    def differentiate(self, model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch and its logits; the gradient is left in the parameters."""
+        if self.seat is not None:
+            return self.seat.differentiate(model, x, labels)
+        with self.flags.autocast():
+            logits = model(x)
+        loss = self.ranks.mean(cross_entropy(logits.float(), labels))
+        loss.backward()
+        return loss.detach(), logits.detach()
 
     @property
     def normalise(self) -> Normalisation:
@@ -173,14 +185,11 @@ def train(
         for group in state.optimizer.param_groups:
             group["lr"] = recipe.lr_at(step)
         x = recipe.augmentation.apply(to_unit_range(batch.images), normalise.mean, state.seed, step)
-        with task.flags.autocast():
-            logits = state.model(normalise(x[mine]))
-        loss = ranks.mean(cross_entropy(logits.float(), batch.labels[mine]))
+        loss, logits = task.differentiate(state.model, normalise(x[mine]), batch.labels[mine])
         if not torch.isfinite(loss):
             raise NumericError(
                 f"step {step}: the training loss is {loss.item()}; lower the learning rate"
             )
-        loss.backward()
         gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
         ranks.average([*gradients, *local_statistics(state.model)])
         if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
