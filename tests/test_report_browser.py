@@ -76,8 +76,8 @@ def test_every_figure_is_seen_at_its_full_shape(page):
     assert all(width > 300 and abs(shape - 1) < 0.01 for width, shape in boxes)
 
 
-@pytest.mark.parametrize("width", [320, 390, 768])
-def test_a_narrow_screen_does_not_scroll_sideways(page, path, width):
+@pytest.mark.parametrize("width", [320, 390, 768, 1040])
+def test_a_screen_of_any_width_does_not_scroll_sideways(page, path, width):
     page.resize(width, PHONE[1], is_phone=True)
     page.open(path)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
