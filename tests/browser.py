@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -43,8 +44,8 @@ def find_chromium() -> str | None:
 class Page:
     """One tab."""
 
-    def __init__(self, read: int, write: int) -> None:
-        self._read, self._write = os.fdopen(read, "rb", 0), os.fdopen(write, "wb", 0)
+    def __init__(self, read: FileIO, write: FileIO) -> None:
+        self._read, self._write = read, write
         self._rest, self._n_sent, self._session = b"", 0, {}
         self.problems: list[str] = []
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -143,8 +144,9 @@ def chromium(program: str):
         )
         os.close(to_read)
         os.close(to_write)
-        try:
-            yield Page(from_it, from_here)
-        finally:
-            browser.terminate()
-            browser.wait(10)
+        with FileIO(from_it, "r") as read, FileIO(from_here, "w") as write:
+            try:
+                yield Page(read, write)
+            finally:
+                browser.terminate()
+                browser.wait(10)

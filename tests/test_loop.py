@@ -101,11 +101,14 @@ def test_a_pickled_data_set_reads_the_same(toy_data):
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[5][0], before)
 
 
-def test_workers_read_what_one_process_reads(toy_data):
-    dataset = ShardDataset(toy_data, "test")
-    alone = torch.cat([images for images, _ in DataLoader(dataset, batch_size=100)])
-    loader = DataLoader(dataset, batch_size=100, num_workers=2, multiprocessing_context="fork")
-    assert torch.equal(torch.cat([images for images, _ in loader]), alone)
+@pytest.mark.parametrize("n_workers", [0, 2])
+def test_a_loader_reads_every_sample_in_its_place(toy_data, n_workers):
+    dataset = ShardDataset(toy_data, "test", transform=lambda image: image)
+    fork = {"num_workers": n_workers, "multiprocessing_context": "fork"} if n_workers else {}
+    images, labels = map(torch.cat, zip(*DataLoader(dataset, batch_size=100, **fork), strict=True))
+    there = Pool(toy_data, "test").first(512)
+    np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), there.images)
+    np.testing.assert_array_equal(labels.numpy(), there.labels)
 
 
 # ---------------------------------------------------------------- records
