@@ -119,6 +119,8 @@ class SeedRun:
             }
             batch = Batch.from_columns(columns, device)
             probes = Probes(batch=batch, n=sizes, until_step=until)
+        is_repeated = world_n < plan.recipe.n_draws
+        self.pool.keep(world_n if is_repeated else 0)
         return Task(
             recipe=plan.recipe,
             world=World(n_samples=world_n, seed=self.seed),

@@ -20,6 +20,7 @@ from bootstrap.shards import SPLIT_START, Columns, Manifest, ShardReader, read_m
 from bootstrap.worlds import BLOCK
 
 CACHE_BYTES = 256 << 20  # of blocks kept in memory
+MIN_BLOCKS = 4  # kept whatever their size
 MAX_OPEN = 32  # shards; each open file costs a handle and some memory
 
 
@@ -40,7 +41,8 @@ class Pool:
         self._first_ids = [shard.first_id for shard in shards]
         self._blocks: OrderedDict[int, Columns] = OrderedDict()
         self._open: OrderedDict[int, None] = OrderedDict()
-        self._max_blocks = max(4, CACHE_BYTES // (BLOCK * prod(self.manifest.image_shape)))
+        self._cap = max(MIN_BLOCKS, CACHE_BYTES // (BLOCK * prod(self.manifest.image_shape)))
+        self._max_blocks = self._cap
         if not shards:
             raise DataError(f"{folder}: split {split} is empty; generate or import it")
         expected = self.start
@@ -65,6 +67,13 @@ class Pool:
         gathered = [self._block(b).rows(offsets[at]) for at, b in parts]
         back = np.argsort(np.concatenate([at for at, _ in parts]), kind="stable")
         return concatenate(gathered).rows(back)
+
+    def keep(self, n_samples: int) -> None:
+        """Keep the blocks of so many samples, which will be read again and again, up to a cap."""
+        n_blocks = -(-n_samples // BLOCK) + 1  # they may begin in the middle of one
+        self._max_blocks = min(max(n_blocks, MIN_BLOCKS), self._cap)
+        while len(self._blocks) > self._max_blocks:
+            self._blocks.popitem(last=False)
 
     def first(self, n: int) -> Columns:
         """The first `n` samples by id, without keeping their blocks."""

@@ -334,3 +334,10 @@ def test_another_recipe_is_another_identity(data, change):
     assert identity(replace(RECIPE, **change), manifest, 2_048, FLAGS) != identity(
         RECIPE, manifest, 2_048, FLAGS
     )
+
+
+def test_only_a_world_that_re_uses_samples_keeps_their_blocks(toy_data, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr("bootstrap.pool.Pool.keep", lambda _, n_samples: kept.append(n_samples))
+    run_pair(RECIPE, toy_data, tmp_path, n_samples=(100, 2_000), flags=FLAGS)
+    assert kept == [0, 100]

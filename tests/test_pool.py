@@ -108,6 +108,20 @@ def test_the_number_of_blocks_kept_is_bounded(pool, monkeypatch):
     assert len(pool._blocks) == 2
 
 
+@pytest.mark.parametrize(("n_samples", "n_blocks"), [(0, 1), (1, 2), (2 * 1_024, 3), (10**9, 4)])
+def test_the_blocks_of_samples_that_repeat_are_kept_up_to_a_cap(
+    pool, monkeypatch, n_samples, n_blocks
+):
+    monkeypatch.setattr(pool_module, "MIN_BLOCKS", 1)
+    monkeypatch.setattr(pool, "_cap", 4)
+    index = STREAM_START + np.arange(N)
+    pool.rows(index)
+    pool.keep(n_samples)
+    assert len(pool._blocks) == n_blocks
+    pool.rows(index)
+    assert len(pool._blocks) == n_blocks
+
+
 def test_few_shards_are_open_at_a_time(pool, source, monkeypatch):
     monkeypatch.setattr(pool_module, "MAX_OPEN", 1)
     pool = Pool(pool.folder, "stream", pool.manifest)
