@@ -10,6 +10,7 @@ from synthetic_runs import write_run
 from test_paired import FLAGS
 from tiny_pair import TINY
 
+from bootstrap.augment import CropFlip
 from bootstrap.curves import curve_gap, gap
 from bootstrap.errors import DataError
 from bootstrap.optimizers import SGD
@@ -115,15 +116,23 @@ def test_an_accelerator_may_round_but_not_start_elsewhere():
     assert str(found) == "test_loss at step 0 is 2.3, in the ideal world 2.4"
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"optimizer": SGD(lr=0.2, momentum=0.9)}, r"recipe\.optimizer \(sgd.*and sgd\(lr=0\.2"),
+        ({"augmentation": CropFlip(padding_px=1)}, r"recipe\.augmentation "),
+        ({"n_test_curve": 32}, "n_test_curve"),
+        ({"batch_size": 8}, r"recipe\.batch_size "),
+    ],
+    ids=["learning rate", "augmentation", "evaluation set", "batch size"],
+)
 def test_curves_of_runs_with_other_identities_are_not_subtracted_and_the_fields_are_named(
-    toy_data, pair, tmp_path
+    toy_data, pair, tmp_path, change, named
 ):
-    recipe = replace(TINY, optimizer=SGD(lr=0.2, momentum=0.9))
+    recipe = replace(TINY, **change)
     other = load_run(run_pair(recipe, toy_data, tmp_path, n_samples=(48,), flags=FLAGS))
     run = load_run(pair)
-    with pytest.raises(
-        DataError, match=r"they differ in recipe\.optimizer \(sgd.*and sgd\(lr=0\.2"
-    ):
+    with pytest.raises(DataError, match=f"they differ in .*{named}"):
         curve_gap(run.real[48], other.ideal)
     assert np.isfinite(curve_gap(run.real[48], run.ideal)).all()
 

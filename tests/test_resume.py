@@ -88,6 +88,8 @@ def test_going_on_beside_a_corrupt_state_repeats_one_interval(
     assert len(updates) == N_UPDATES + 4
     assert "trunk-12.json is corrupt" in caplog.text
     assert states[:3] == [[10, 8], [12, 10], [14, 12]]  # the corrupt one never counted as a state
+    orphan = (folder / "seed-0" / "ideal.jsonl.orphan").read_text()
+    assert [json.loads(line)["step"] for line in orphan.splitlines()] == [8, 9, 10, 11]
     assert content(folder) == content(run_tiny(toy_data, tmp_path / "whole", LONGER))
 
 
@@ -140,6 +142,18 @@ def test_going_on_with_another_torch_is_warned_of_and_recorded_once(
     assert [e["packages"]["torch"] for e in environments(folder)] == ["2.10.0", "2.11.0"]
     assert caplog.text.count("torch 2.10.0, now 2.11.0; the rest may differ") == 1
     assert verify_run(folder).problems == ()
+
+
+def test_going_on_with_other_code_is_warned_of_and_recorded(
+    toy_data, tmp_path, monkeypatch, caplog
+):
+    for revision in ("abc", "def"):
+        monkeypatch.setattr("bootstrap.environment.git_revision", lambda text=revision: text)
+        with pytest.raises(Interrupted):
+            run_tiny(toy_data, tmp_path, control=stop_after(1))
+    (folder,) = tmp_path.iterdir()
+    assert [e["git"] for e in environments(folder)] == ["abc", "def"]
+    assert "git abc, now def; the rest may differ" in caplog.text
 
 
 def test_a_finished_pair_is_not_said_to_go_on_with_another_torch(toy_data, tmp_path, monkeypatch):

@@ -72,6 +72,15 @@ def test_a_bad_line_in_the_middle_is_an_error_that_names_its_row(rows_path, bad)
         read_rows(rows_path)
 
 
+@pytest.mark.parametrize("row", [0, -2], ids=["first", "last"])
+def test_a_bad_line_that_ends_as_a_whole_one_is_no_torn_one(rows_path, row):
+    lines = rows_path.read_bytes().split(b"\n")
+    lines[row] = b'{"step": 1, "te'
+    rows_path.write_bytes(b"\n".join(lines))
+    with pytest.raises(DataError, match=rf"ideal\.jsonl:{row % len(lines) + 1}"):
+        read_rows(rows_path)
+
+
 def test_rows_of_a_newer_schema_are_refused(tmp_path):
     (tmp_path / "ideal.jsonl").write_text(f'{{"schema": {SCHEMA + 1}, "step": 0}}\n')
     with pytest.raises(DataError, match="newer"):

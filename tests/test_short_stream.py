@@ -44,6 +44,7 @@ def test_a_short_stream_exits_4_and_names_the_option(toy_data, tmp_path, deep_bo
     assert code == 4
     assert "holds 2,048 samples, 2,560 are needed" in err
     assert "or give --allow-reuse: the ideal world is then approximate in the end" in err
+    assert "or lower --n-steps" in err
     assert not (tmp_path / "runs").exists()
 
 
