@@ -51,6 +51,8 @@ class DenoiserRecipe:
     clip_norm: float = 1.0
     distill_steps: int = 0  # above 0: learn to go the initial weights' guided way in so many steps
     distill_guidance: float = 2.0
+    distill_midpoint: int = 1
+    """midpoint steps of those weights for one that is learned; stronger guidance wants more"""
     ema_decay: float = 0.9995
     seed: int = 0
 
@@ -152,7 +154,9 @@ def train_denoiser(
     averages: list[Tensor] = list(state.ema.parameters())
     target: Target = FromDataAsEDM() if recipe.config.prediction == "edm" else FromData()
     if guide is not None:
-        target = FromGuide(guide, recipe.distill_guidance, recipe.distill_steps)
+        target = FromGuide(
+            guide, recipe.distill_guidance, recipe.distill_steps, recipe.distill_midpoint
+        )
     losses: list[Tensor] = []
     started = time.perf_counter()
 

@@ -270,7 +270,8 @@ def test_the_decay_of_the_average_warms_up():
     assert decays == pytest.approx([0.1, 0.5, 0.9995])
 
 
-def test_a_student_learns_the_midpoint_step_of_its_guide():
+@pytest.mark.parametrize("n_midpoint", [1, 3])
+def test_a_student_learns_the_midpoint_steps_of_its_guide(n_midpoint):
     guide = build_denoiser(TINY, seed=0).eval()
     x, t, label = torch.randn(4, 3, 8, 8), torch.full((4,), 0.5), torch.tensor([0, 1, 0, 1])
 
@@ -278,10 +279,15 @@ def test_a_student_learns_the_midpoint_step_of_its_guide():
         conditional, free = guide(x, t, label), guide(x, t, torch.full_like(label, 2))
         return free + 3.0 * (conditional - free)
 
+    end, step = x, 0.25 / n_midpoint
     with torch.no_grad():
-        expected = guided(x - 0.125 * guided(x, t), t - 0.125)
-    target = FromGuide(guide, guidance=3.0, n_steps=4).velocity(x, t, label, x, x)
-    torch.testing.assert_close(target, expected)
+        for k in range(n_midpoint):
+            now = t - k * step
+            middle = end - step / 2 * guided(end, now)
+            end = end - step * guided(middle, now - step / 2)
+    way = FromGuide(guide, guidance=3.0, n_steps=4, n_midpoint=n_midpoint)
+    target = way.velocity(x, t, label, x, x)
+    torch.testing.assert_close(x - 0.25 * target, end)
 
 
 def test_a_student_learns_at_the_starts_of_its_steps():
