@@ -42,8 +42,8 @@ class Flags:
     """Everything that changes bits; part of a run's identity.
 
     So is the number of processes (`ranks`) that share each batch, since they add in another order,
-    and what they take batch norm over: their images together, or each its own. It is only named
-    where there are several.
+    and what they take batch norm over: their images together, or each its own; and so is the number
+    of seeds whose weights are stacked (`replicas`). Each is only named where there are several.
     """
 
     device: str
