@@ -43,8 +43,8 @@ from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
+    from bootstrap.problems import Report
     from bootstrap.ranks import Ranks
-    from bootstrap.verify import Report
     from generators.write import Labelling, MakeAll, Source
 
 log = logging.getLogger("deep-bootstrap")
@@ -296,7 +296,8 @@ def report(argv: list[str]) -> None:
 def verify(argv: list[str]) -> None:
     """verify: check a data set or a run against its records"""
     options = _parse(VerifyOptions, argv, "verify", markers=(tyro.conf.PositionalRequiredArgs,))
-    from bootstrap.verify import verify_data, verify_run
+    from bootstrap.verify import verify_data
+    from bootstrap.verify_run import verify_run
 
     if (options.path / "pair.json").exists():
         report = verify_run(options.path)

@@ -23,7 +23,7 @@ from bootstrap.pool import Pool
 from bootstrap.recipe import evaluation_grid
 from bootstrap.runlog import load_run
 from bootstrap.spec import parse_spec
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 pytestmark = pytest.mark.usefixtures("no_figure", "no_git")
 N = (48, 96)

@@ -17,7 +17,7 @@ from bootstrap import RunWriter, Scores, ShardDataset, World, load_runs, pool_n_
 from bootstrap.errors import DataError, NotEnoughData
 from bootstrap.pool import Pool
 from bootstrap.report import write_report
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 BATCH = 64

@@ -21,7 +21,7 @@ from bootstrap.plan import identity, plan_pair
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.runlog import load_run
 from bootstrap.shards import read_manifest
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 from bootstrap.worlds import SeedOrder, World
 from generators.toy import ToySource
 from generators.write import generate

@@ -20,7 +20,7 @@ from bootstrap.plot import caption, plot_pair
 from bootstrap.progress import summary_lines
 from bootstrap.runlog import load_run
 from bootstrap.summary import summarise
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 CHANGED = {"lr": 0.04, "ids_hash": "ab" * 32, "test_loss": 2.5}
 FORK = 3  # 48 // 16

@@ -27,7 +27,7 @@ from bootstrap.plan import run_name
 from bootstrap.ranks import ALONE, joined
 from bootstrap.runlog import load_run
 from bootstrap.shards import read_manifest
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 ROOT, CHILD = Path(__file__).parents[1], Path(__file__).with_name("ranks_child.py")
 TWO = replace(FLAGS, ranks=2)

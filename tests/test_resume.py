@@ -14,7 +14,7 @@ from bootstrap.checkpoint import checkpoint_steps, keep_latest, read_checkpoint
 from bootstrap.errors import Interrupted
 from bootstrap.forks import Control
 from bootstrap.pair import run_pair
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 pytestmark = pytest.mark.usefixtures("no_figure")
 LONGER = replace(TINY, n_steps=20)

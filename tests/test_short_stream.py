@@ -15,7 +15,7 @@ from bootstrap.plan import plan_pair
 from bootstrap.plot import plot_pair
 from bootstrap.reuse import reuse_of
 from bootstrap.runlog import load_run
-from bootstrap.verify import verify_run
+from bootstrap.verify_run import verify_run
 
 RECIPE = replace(TINY, n_steps=40, batch_size=64)  # 2,560 draws from a stream of 2,048
 END = 32  # 2,048 // 64

@@ -20,7 +20,8 @@ from bootstrap.shards import (
     split_stop,
     write_manifest,
 )
-from bootstrap.verify import order_p_values, verify_data, verify_run
+from bootstrap.verify import order_p_values, verify_data
+from bootstrap.verify_run import verify_run
 
 N_CLASSES = 10
 SHARD = 1_024
