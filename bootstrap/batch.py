@@ -26,9 +26,12 @@ class Batch:
     @classmethod
     def from_columns(cls, columns: Columns, device: torch.device) -> Batch:
         """Rows of a split, as tensors on `device`."""
+        images, labels = torch.from_numpy(columns.images), torch.from_numpy(columns.labels)
+        if device.type == "cuda":  # from pinned memory, a copy waits for nothing
+            images, labels = images.pin_memory(), labels.pin_memory()
         return cls(
-            images=torch.from_numpy(columns.images).to(device),
-            labels=torch.from_numpy(columns.labels).to(device),
+            images=images.to(device, non_blocking=True),
+            labels=labels.to(device, non_blocking=True),
             ids=columns.ids,
         )
 

@@ -28,6 +28,7 @@ from bootstrap.checkpoint import (
     write_checkpoint,
 )
 from bootstrap.errors import Interrupted, NumericError
+from bootstrap.feed import Feed
 from bootstrap.files import canonical_json, pretty_json, remove_leftovers, replace, sha256_hex
 from bootstrap.image_results import insert_evaluation
 from bootstrap.kept import Keeping
@@ -123,9 +124,14 @@ class SeedRun:
         self.pool.keep(world_n if is_repeated else 0)
         return Task(
             recipe=plan.recipe,
-            world=World(n_samples=world_n, seed=self.seed),
-            pool=self.pool,
-            order=order,
+            feed=Feed(
+                pool=self.pool,
+                order=order,
+                world=World(n_samples=world_n, seed=self.seed),
+                batch_size=plan.recipe.batch_size,
+                n_steps=plan.recipe.n_steps,
+                device=device,
+            ),
             test=test,
             probes=probes,
             grid=frozenset(plan.grid),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
@@ -26,14 +27,14 @@ from bootstrap.checkpoint import load_optimizer_tensors, optimizer_tensors, pref
 from bootstrap.errors import NumericError
 from bootstrap.evaluate import evaluate
 from bootstrap.execution import Flags
-from bootstrap.pool import Pool
+from bootstrap.feed import Feed
 from bootstrap.randomness import Stream, integers, torch_seed
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import EVERY_STEP_N, Recipe
 from bootstrap.records import NO_IDS, Record, Scores, StepRecord, hash_ids
 from bootstrap.shards import Manifest
 from bootstrap.stacked import Seat
-from bootstrap.worlds import STREAM_START, SeedOrder, World
+from bootstrap.worlds import STREAM_START
 
 
 @dataclass
@@ -98,9 +99,7 @@ class Task:
     """What stays fixed while a world is trained."""
 
     recipe: Recipe
-    world: World
-    pool: Pool
-    order: SeedOrder
+    feed: Feed
     test: Batch
     probes: Probes | None
     grid: frozenset[int]
@@ -121,7 +120,7 @@ class Task:
     @property
     def normalise(self) -> Normalisation:
         """The data set's normalisation, on the run's device."""
-        manifest = self.pool.manifest
+        manifest = self.feed.pool.manifest
         return Normalisation.of(manifest.mean, manifest.deviation, self.flags.torch_device)
 
 
@@ -160,6 +159,18 @@ def train(
     Several ranks all prepare the whole batch, so that every image is augmented as in one process,
     and the model sees a share of it on each. All must pause together: `is_paused` has to be agreed.
     """
+    stop = min(until_step, task.recipe.n_steps)
+    with closing(task.feed.batches(state.step, stop)) as batches:
+        yield from _train(task, state, batches, until_step, is_paused)
+
+
+def _train(
+    task: Task,
+    state: TrainState,
+    batches: Iterator[Batch],
+    until_step: int,
+    is_paused: Callable[[], bool],
+) -> Iterator[Record | StepRecord]:
     recipe, normalise, first_step = task.recipe, task.normalise, state.step
     ranks, mine = task.ranks, task.ranks.share(recipe.batch_size)
 
@@ -177,8 +188,7 @@ def train(
         if step == recipe.n_steps:
             return
 
-        ids = task.order.ids(task.world.positions(step, recipe.batch_size))
-        batch = Batch.from_columns(task.pool.rows(ids), task.flags.torch_device)
+        batch = next(batches)
         state.note(batch.ids)
         on_test = _evaluate_this_step(task, state, normalise) if recipe.every_step else None
 

@@ -22,7 +22,7 @@ import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 from bootstrap.augment import CropFlip
-from bootstrap.batch import Batch, to_unit_range
+from bootstrap.batch import to_unit_range
 from bootstrap.dataset import collect_manifest
 from bootstrap.environment import hardware
 from bootstrap.execution import Flags, Precision, Switch, n_cores, resolve_flags
@@ -41,6 +41,7 @@ N_CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
 N_TOGETHER = 5  # steps timed as one, so that a GPU's queue is not emptied after each
 MAX_WAITING = 0.05  # of a training step
+Steps = Generator[None, int, None]  # takes as many steps as it is sent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class Side:
 
     name: str
     execution: str
-    steps: Callable[[], Generator[object]]
+    steps: Callable[[], Steps]
     evaluate: Callable[[], object]
     n_images_evaluated: int
     n_evaluations: int
@@ -91,6 +92,7 @@ class Side:
     def measure(self, n_steps: int, n_prefetched: int, device: torch.device) -> None:
         """Some steps, timed a few at a time, and one evaluation."""
         with closing(self.steps()) as steps:  # closing ends its loader's workers
+            next(steps)
             advance(steps, n_prefetched)
             for _ in range(max(1, n_steps // N_TOGETHER)):
                 together_s = seconds(partial(advance, steps, N_TOGETHER), device)
@@ -98,10 +100,9 @@ class Side:
         self.evaluation_times.append(seconds(self.evaluate, device))
 
 
-def advance(steps: Generator[object], n: int) -> None:
+def advance(steps: Steps, n: int) -> None:
     """Train for `n` steps."""
-    for _ in range(n):
-        next(steps)
+    steps.send(n)
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -163,9 +164,11 @@ def engine_side(task: Task, state: TrainState, plan: Plan) -> Side:
     """This engine: `train()` a step at a time, and its evaluation on the grid."""
     never = replace(task, grid=frozenset())
 
-    def steps() -> Generator[object]:
+    def steps() -> Steps:
+        n = yield
         while True:
-            yield list(train(never, state, until_step=state.step + 1))
+            list(train(never, state, until_step=state.step + n))
+            n = yield
 
     def evaluate() -> object:
         here = replace(task, grid=frozenset({state.step}))
@@ -186,9 +189,14 @@ def engine_side(task: Task, state: TrainState, plan: Plan) -> Side:
 def plain_side(loop: PlainLoop, plan: Plan) -> Side:
     """The baseline, with cuDNN's own search for fast convolutions as the published code has it."""
 
-    def steps() -> Generator[object]:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
-            yield from loop.steps()
+    def steps() -> Steps:
+        flags = torch.backends.cudnn.flags(enabled=True, benchmark=True)
+        with flags, closing(loop.steps()) as one_by_one:
+            n = yield
+            while True:
+                for _ in range(n):
+                    next(one_by_one)
+                n = yield
 
     def evaluate() -> object:
         with torch.backends.cudnn.flags(enabled=True, benchmark=True):
@@ -204,12 +212,6 @@ def plain_side(loop: PlainLoop, plan: Plan) -> Side:
     )
 
 
-def fetch(task: Task, pool: Pool, step: int) -> Batch:
-    """The images of a step, as `train` gets them."""
-    ids = task.order.ids(task.world.positions(step, task.recipe.batch_size))
-    return Batch.from_columns(pool.rows(ids), task.flags.torch_device)
-
-
 def input_s(task: Task, pool: Pool, n_steps: int) -> tuple[float, float]:
     """Mean seconds a step waits for its images, reading of files included, and to augment them."""
     device, mean, apply = (
@@ -217,8 +219,9 @@ def input_s(task: Task, pool: Pool, n_steps: int) -> tuple[float, float]:
         task.normalise.mean,
         task.recipe.augmentation.apply,
     )
-    waiting = [seconds(partial(fetch, task, pool, step), device) for step in range(n_steps)]
-    x = to_unit_range(fetch(task, pool, 0).images)
+    feed = replace(task.feed, pool=pool)  # without reading ahead
+    waiting = [seconds(partial(feed.batch, step), device) for step in range(n_steps)]
+    x = to_unit_range(feed.batch(0).images)
     augmenting = [seconds(partial(apply, x, mean, 0, step), device) for step in range(n_steps)]
     return statistics.mean(waiting), statistics.mean(augmenting)
 
@@ -298,7 +301,7 @@ def measure(options: Options, flags: Flags, folder: Path) -> None:
     with closing(Pool(folder, "stream", plan.manifest)) as pool:
         run = SeedRun(plan=plan, seed=0, pool=pool, control=Control())
         task, state = run.task(options.n_samples, (options.n_samples,)), run.state()
-        train_ids = task.order.ids(np.arange(options.n_samples))
+        train_ids = task.feed.order.ids(np.arange(options.n_samples))
         loop = build_plain_loop(
             plan.recipe.model.build(IMAGE_SHAPE, N_CLASSES),
             pool.rows(train_ids),

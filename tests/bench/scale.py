@@ -30,6 +30,7 @@ import tyro
 
 from bootstrap.batch import Batch
 from bootstrap.environment import hardware
+from bootstrap.feed import Feed
 from bootstrap.files import check_space
 from bootstrap.options import Execution
 from bootstrap.pool import Pool
@@ -252,7 +253,7 @@ def bench_training(data: Path) -> Iterator[Row]:
     recipe = build_preset("laptop").recipe
     flags = Execution().resolve("classifier", recipe.n_draws)
     manifest = read_manifest(data)
-    n, spent = manifest.n_stream, {}
+    n = manifest.n_stream
     with ExitStack() as stack:
         pool, test = (
             stack.enter_context(closing(Pool(data, split, manifest)))
@@ -260,9 +261,14 @@ def bench_training(data: Path) -> Iterator[Row]:
         )
         task = Task(
             recipe=recipe,
-            world=World(n_samples=n, seed=0),
-            pool=pool,
-            order=SeedOrder(pool_n_samples=n, seed=0),
+            feed=Feed(
+                pool=pool,
+                order=SeedOrder(pool_n_samples=n, seed=0),
+                world=World(n_samples=n, seed=0),
+                batch_size=recipe.batch_size,
+                n_steps=recipe.n_steps,
+                device=flags.torch_device,
+            ),
             test=Batch.from_columns(test.first(recipe.n_test_curve), flags.torch_device),
             probes=None,
             grid=frozenset(),
@@ -272,33 +278,30 @@ def bench_training(data: Path) -> Iterator[Row]:
         forget([data / shard.name for shard in manifest.split("stream")])
         list(train(task, state, until_step=WARM_UP_STEPS))
         trained_s, state.evaluation_s = -state.wall_s, 0.0
-        for owner, name in (
-            (World, "positions"),
-            (SeedOrder, "ids"),
-            (Pool, "rows"),
-            (Batch, "from_columns"),
-        ):
-            spent[name] = stack.enter_context(timed(owner, name))
+        spent = stack.enter_context(timed(Feed, "batches"))
         list(train(task, state, until_step=WARM_UP_STEPS + TIMED_STEPS))
         trained_s += state.wall_s - state.evaluation_s
-    waited_s = sum(sum(calls) for calls in spent.values())
     step_ms = 1e3 * trained_s / TIMED_STEPS
     yield Row(f"train, {flags.describe()}", f"{step_ms:.1f} ms a step, n = {TIMED_STEPS}")
-    yield Row("  longest wait for one batch", f"{1e3 * max(spent['rows']):.1f} ms")
-    yield Row("  waiting for data", f"{waited_s / trained_s:.2%}", "< 5 %")
+    yield Row("  longest wait for one batch", f"{1e3 * max(spent):.1f} ms")
+    yield Row("  waiting for data", f"{sum(spent) / trained_s:.2%}", "< 5 %")
 
 
 @contextmanager
 def timed(owner: Any, name: str) -> Iterator[list[float]]:
-    """Seconds of each call of a function, while the context lasts."""
+    """Seconds that each value of a generator is waited for, while the context lasts."""
     original, spent = getattr(owner, name), []
 
-    def measured(*arguments: Any) -> Any:
-        started = time.perf_counter()
-        try:
-            return original(*arguments)
-        finally:
-            spent.append(time.perf_counter() - started)
+    def measured(*arguments: Any) -> Iterator[Any]:
+        with closing(original(*arguments)) as values:
+            while True:
+                started = time.perf_counter()
+                try:
+                    value = next(values)
+                except StopIteration:
+                    return
+                spent.append(time.perf_counter() - started)
+                yield value
 
     with mock.patch.object(owner, name, measured):
         yield spent
