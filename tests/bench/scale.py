@@ -51,6 +51,11 @@ from generators.write import refuse_constant
 
 IMAGE_SHAPE = (32, 32, 3)
 BATCH = 64  # images, as in the laptop's recipe
+# all blocks of the small data set, and N = 2,000 of them again and again
+SHORT_PAIR = (
+    *("--preset", "smoke", "--no-every-step", "--n-steps", "1500"),
+    *("--batch-size", str(BATCH), "--n-samples", "2000"),
+)
 PIECE_BYTES = 1 << 20  # of plain reading
 N_SHARDS_READ = 8  # at a time, before the other way has its turn
 WARM_UP_STEPS, TIMED_STEPS = 4, 60
@@ -64,7 +69,7 @@ print(status["VmHWM"].split()[0])
 
 Ways = dict[str, Callable[[], object]]
 Seconds = defaultdict[str, list[float]]  # of each call of each way
-Line = Literal["generate", "verify", "write", "read", "train"]
+Line = Literal["generate", "verify", "compare", "write", "read", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,7 @@ class Options:
 
     n: int = 100_000
     """images of the large data set; the small one, for comparison, has a tenth"""
-    lines: tuple[Line, ...] = ("generate", "verify", "write", "read", "train")
+    lines: tuple[Line, ...] = ("generate", "verify", "compare", "write", "read", "train")
     folder: Path | None = None
     """make the data sets here and keep them, for lines that are measured later; by default they are
     in ./data and are removed"""
@@ -113,8 +118,10 @@ def run_child(command: str, data: Path, n: int) -> float:
         if data.exists():
             raise SystemExit(f"{data} is there; remove it, or leave out --lines generate")
         arguments = ["--source", "toy(side=32)", "--data", str(data), "--n", str(n)]
-    else:
+    elif command == "verify":
         arguments = [str(data)]
+    else:
+        arguments = [*SHORT_PAIR, "--data", str(data), "--out", str(data.parent / "runs")]
     argv = [sys.executable, "-c", CHILD, command, *arguments]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
@@ -314,7 +321,7 @@ def measure(options: Options, folder: Path) -> Iterator[Row]:
     """The lines asked for, in their order."""
     data = data_folder(folder, options.n)
     for line in options.lines:
-        if line in ("generate", "verify"):
+        if line in ("generate", "verify", "compare"):
             yield from bench_memory(line, folder, options.n)
         elif line == "write":
             yield from bench_writing(folder)
