@@ -125,8 +125,18 @@ def cost_lines(plan: Plan, n_seeds: int, probe: Probe) -> Iterator[str]:
         yield _fact("kept weights", f"{_bytes(kept * probe.weights_bytes)}, {kept} files at most")
     if plan.keep.test_results:
         yield _fact("test results", _bytes(n_seeds * results_bytes(plan)))
+    yield _fact("evaluation", _share_of_evaluation(*total, probe))
     seconds = total[0] * probe.train_s + total[1] * probe.evaluate_s
     yield _fact("time", f"about {_duration(seconds)}, {_measured(probe)}")
+
+
+def _share_of_evaluation(n_trained: int, n_evaluated: int, probe: Probe) -> str:
+    """What part of all is evaluation, single steps included."""
+    flop = n_evaluated * probe.evaluate_flop
+    seconds = n_evaluated * probe.evaluate_s
+    of_flop = flop / (flop + n_trained * probe.train_flop)
+    of_time = seconds / (seconds + n_trained * probe.train_s)
+    return f"{of_flop:.1%} of the operations, {of_time:.1%} of the time"
 
 
 def _cost_row(name: str, n_trained: int, n_evaluated: int, probe: Probe) -> str:

@@ -148,6 +148,7 @@ def test_the_lines_of_a_plan_name_every_number_with_its_unit(plan_of):
     assert facts["checkpoints"] == "40.00 MB at most, while a seed is trained"
     assert facts["final weights"] == "32.00 MB"
     assert facts["kept weights"] == "72.00 MB, 18 files at most"
+    assert facts["evaluation"] == "93.1% of the operations, 80.2% of the time"
     assert facts["time"].startswith("about 4 s, measured now: 3 steps of 16, 1 ms a training")
 
 
@@ -163,6 +164,6 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(deep_bootstrap, toy_data, 
     assert [line.split("  ")[0] for line in out.splitlines() if line] == [
         *("per seed", "ideal", "real-n48", "real-n96", "all, 1 seed", "separate pairs"),
         *("one ideal run", "shared prefixes", "checkpoints", "final weights", "kept weights"),
-        "time",
+        *("evaluation", "time"),
     ]
     assert not (tmp_path / "results").exists()
