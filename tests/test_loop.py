@@ -23,6 +23,10 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BATCH = 64
 
 
+def long(value):
+    return pytest.param(value, marks=pytest.mark.long)
+
+
 def first_ids(data, world, n_steps):
     return [batch.ids for batch in itertools.islice(stream(data, world, BATCH), n_steps)]
 
@@ -103,11 +107,17 @@ def test_a_pickled_data_set_reads_the_same_and_carries_no_images(toy_data):
     assert torch.equal(pickle.loads(pickled)[5][0], before)
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_loader_reads_every_sample_in_its_place(toy_data, n_workers):
-    dataset = ShardDataset(toy_data, "test", transform=lambda image: image)
-    fork = {"num_workers": n_workers, "multiprocessing_context": "fork"} if n_workers else {}
-    images, labels = map(torch.cat, zip(*DataLoader(dataset, batch_size=100, **fork), strict=True))
+def as_it_is(image):
+    return image
+
+
+@pytest.mark.parametrize("method", [None, "fork", *(long("spawn"), long("forkserver"))])
+def test_a_loader_reads_every_sample_in_its_place(toy_data, method):
+    dataset = ShardDataset(toy_data, "test", transform=as_it_is)
+    assert len(dataset[5]) == 2  # open before the workers begin
+    workers = {"num_workers": 2, "multiprocessing_context": method} if method else {}
+    loader = DataLoader(dataset, batch_size=100, **workers)
+    images, labels = map(torch.cat, zip(*loader, strict=True))
     there = Pool(toy_data, "test").first(512)
     np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), there.images)
     np.testing.assert_array_equal(labels.numpy(), there.labels)
