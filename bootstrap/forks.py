@@ -92,6 +92,11 @@ class SeedRun:
         """Whether a world has reached its last step."""
         return (self.folder / f"{world}.done.json").exists()
 
+    @property
+    def pending(self) -> list[int]:
+        """The N of the real worlds that have not reached their last step."""
+        return [n for n in self.plan.n_samples if not self.is_done(real_name(n))]
+
     def state(self, saved: Saved | None = None) -> TrainState:
         """The state at step 0, or a saved one."""
         plan = self.plan
@@ -163,21 +168,29 @@ class SeedRun:
 
 
 def run_seed(run: SeedRun) -> None:
-    """Bring one seed to its end: the trunk, then every tail that is not done."""
+    """Bring one seed to its end: what its worlds share, then every tail that is not done."""
     plan = run.plan
     if not run.control.share_prefix:
         run_alone(run, IDEAL, plan.pool_n_samples, probe_n=())
         for n in plan.n_samples:
             run_alone(run, real_name(n), n, probe_n=(n,))
         return
+    run_shared(run)
+    for n in run.pending:
+        run_tail(run, n)
+    remove_forks(run)
+
+
+def run_shared(run: SeedRun) -> None:
+    """The ideal world to its end, and from it a fork for every real world that has none."""
     if not run.is_done(IDEAL):
         run_trunk(run)
-    pending = [n for n in plan.n_samples if not run.is_done(real_name(n))]
-    replay_trunk(run, [n for n in pending if run.saved_tail(n) is None])
-    for n in pending:
-        if not run.is_done(real_name(n)):
-            run_tail(run, n)
-    for step in {plan.fork_step(n) for n in plan.n_samples}:
+    replay_trunk(run, [n for n in run.pending if run.saved_tail(n) is None])
+
+
+def remove_forks(run: SeedRun) -> None:
+    """Delete the states at the forks, which are of no use when all tails are done."""
+    for step in {run.plan.fork_step(n) for n in run.plan.n_samples}:
         remove_checkpoint(run.checkpoints, "fork", step)
 
 

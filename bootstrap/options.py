@@ -125,8 +125,8 @@ class CompareOptions:
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
     replicas: int = 1
-    """seeds that are trained at once, their weights stacked, for models too small to fill a GPU;
-    the same as one by one but for rounding"""
+    """worlds that are trained at once, their weights stacked, for models too small to fill a GPU:
+    first the ideal ones of so many seeds, then real ones; as one by one but for rounding"""
     bn: str = "global"
     """batch norm of torchrun's processes is over the whole batch (global) or each share (local)"""
     execution: Execution = field(default_factory=Execution)

@@ -9,17 +9,26 @@ done.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace as with_fields
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from bootstrap.cost import bytes_to_come
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import check_space, pretty_json, remove_leftovers, replace
-from bootstrap.forks import Control, SeedRun, run_alone, run_seed
+from bootstrap.forks import (
+    Control,
+    SeedRun,
+    remove_forks,
+    run_alone,
+    run_seed,
+    run_shared,
+    run_tail,
+)
 from bootstrap.keep import Keep
 from bootstrap.locks import locked
 from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
@@ -28,12 +37,14 @@ from bootstrap.pool import Pool
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
-from bootstrap.runlog import load_run, real_name
+from bootstrap.runlog import IDEAL, load_run, real_name
 from bootstrap.shards import read_manifest
 from bootstrap.stacked import Seat, run_stacked
 from bootstrap.summary import summarise
 from bootstrap.train import build_state
 from bootstrap.verify import check_used_shards
+
+T = TypeVar("T")
 
 
 def run_pair(
@@ -91,20 +102,37 @@ def run_pair(
 
 
 def _run_seeds(plan: Plan, seeds: Sequence[int], control: Control, ranks: Ranks) -> None:
-    """One after the other, or some at once; of those at once, all end before an error is raised."""
+    """One after the other; with replicas some at once, and then their real worlds."""
 
-    def run(seed: int, seat: Seat | None) -> None:
+    def run(work: Callable[[SeedRun], None], seed: int, seat: Seat | None = None) -> None:
         with closing(Pool(plan.data, "stream", plan.manifest)) as pool:
-            run_seed(
-                SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks, seat=seat)
-            )
+            work(SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks, seat=seat))
 
     n = plan.flags.replicas
-    for first in range(0, len(seeds), n):
-        if n == 1:
-            run(seeds[first], None)
-        else:
-            run_stacked([partial(run, seed) for seed in seeds[first : first + n]], plan.flags)
+    if n == 1 or not control.share_prefix:
+        for seed in seeds:
+            run(run_seed, seed)
+        return
+    for group in _in_groups(seeds, n):
+        errors = run_stacked([partial(run, run_shared, seed) for seed in group], plan.flags)
+        if not any(isinstance(error, Interrupted) for error in errors):
+            tails = [
+                partial(run, partial(run_tail, n=world_n), seed)
+                for seed in group
+                if plan.is_done([seed], (IDEAL,))
+                for world_n in plan.n_samples
+                if not plan.is_done([seed], (real_name(world_n),))
+            ]
+            for jobs in _in_groups(tails, n):
+                errors += run_stacked(jobs, plan.flags)
+        if errors:
+            raise errors[0]
+        for seed in group:
+            run(remove_forks, seed)
+
+
+def _in_groups(items: Sequence[T], n: int) -> list[Sequence[T]]:
+    return [items[first : first + n] for first in range(0, len(items), n)]
 
 
 def _write_status(folder: Path, error: BootstrapError) -> None:

@@ -50,9 +50,9 @@ class Plan:
             sorted({*evaluation_grid(self.recipe.n_steps), *map(self.fork_step, self.n_samples)})
         )
 
-    def is_done(self, seeds: Sequence[int]) -> bool:
-        """Whether every world of these seeds has reached its last step."""
-        worlds = (IDEAL, *map(real_name, self.n_samples))
+    def is_done(self, seeds: Sequence[int], worlds: Sequence[str] | None = None) -> bool:
+        """Whether these worlds of these seeds, by default all, have reached their last step."""
+        worlds = (IDEAL, *map(real_name, self.n_samples)) if worlds is None else worlds
         marks = [
             self.folder / f"seed-{k}" / f"{world}.done.json" for k in seeds for world in worlds
         ]

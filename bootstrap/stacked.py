@@ -151,8 +151,8 @@ class Seat:
         return answer.loss, answer.logits
 
 
-def run_stacked(jobs: Sequence[Callable[[Seat], None]], flags: Flags) -> None:
-    """Run every job in a thread, with a seat of one stack; all end before an error is raised."""
+def run_stacked(jobs: Sequence[Callable[[Seat], None]], flags: Flags) -> list[Exception]:
+    """Run every job in a thread, with a seat of one stack, to its end; what went wrong in them."""
     stack, errors = Stack(len(jobs), flags), list[Exception]()
 
     def run(place: int) -> None:
@@ -169,5 +169,4 @@ def run_stacked(jobs: Sequence[Callable[[Seat], None]], flags: Flags) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    if errors:
-        raise errors[0]
+    return errors

@@ -50,6 +50,23 @@ def test_seeds_at_once_have_the_records_of_seeds_alone(both):
         np.testing.assert_allclose(together[key], values, err_msg=str(key), **CLOSE)
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_real_worlds_of_a_seed_take_their_steps_together_too(
+    toy_data, tmp_path, monkeypatch, seeds
+):
+    """From step 3 (N = 48) and step 6 (N = 96) of 12 on, whatever step each is at."""
+    n_together, differentiate = [], Stack._differentiate
+
+    def count(self, places, asked):
+        n_together.append(len(places))
+        return differentiate(self, places, asked)
+
+    monkeypatch.setattr(Stack, "_differentiate", count)
+    compare(toy_data, tmp_path, TINY, FLAGS.stacked(4), seeds=seeds)
+    n = len(seeds)
+    assert n_together == 12 * [n] + 6 * [2 * n] + 3 * [n]
+
+
 def test_seeds_at_once_see_the_same_samples(both):
     hashes = [[row["ids_hash"] for row in load_run(f).rows(0, "real-n48")] for f in both]
     assert hashes[0] == hashes[1]
@@ -120,8 +137,9 @@ def test_an_error_in_the_common_pass_reaches_every_run():
         seat.take(model)
         seat.differentiate(model, torch.zeros(4, 5), torch.zeros(4, dtype=torch.long))
 
-    with pytest.raises(RuntimeError, match="Expected size"):
-        run_stacked([job, job], FLAGS)
+    errors = run_stacked([job, job], FLAGS)
+    assert len(errors) == 2
+    assert all("Expected size" in str(error) for error in errors)
 
 
 def test_a_model_in_a_stack_is_a_view_of_it():
