@@ -40,10 +40,10 @@ doctor: $(READY)  ## what this machine has and what auto will choose
 	$(RUN) doctor
 
 test: $(READY)  ## quick tests, minutes
-	$(BIN)/python -m pytest -m "not long and not cuda" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "not long and not cuda" $(ARGS)
 
 test-long: $(READY)  ## kills, compilation, real sizes
-	$(BIN)/python -m pytest -m "long" $(ARGS)
+	$(BIN)/python -m pytest -n auto -m "long" $(ARGS)
 
 check: $(READY)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .

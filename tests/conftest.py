@@ -1,5 +1,6 @@
 """What the tests share: the flags of a plain machine, a tiny toy data set, the command line."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -17,16 +18,14 @@ def pytest_configure():
     """Shells start jobs in the background with SIGINT ignored, and so would be what tests start."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def two_threads() -> None:
-    torch.set_num_threads(2)
+    # tests run side by side, and threads that wait for one another would wait for other tests too
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def flags() -> Flags:
-    return Flags(device="cpu", precision="fp32", compiled=False, n_threads=2)
+    return Flags(device="cpu", precision="fp32", compiled=False, n_threads=1)
 
 
 @pytest.fixture(scope="session")
