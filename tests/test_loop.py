@@ -172,7 +172,7 @@ def run_example(toy_data, tmp_path, monkeypatch):
 
     def run(name):
         (tmp_path / "data").mkdir()
-        (tmp_path / "data" / "small-v2").symlink_to(toy_data)
+        (tmp_path / "data" / "small-v2-teacher").symlink_to(toy_data)
         monkeypatch.chdir(tmp_path)
         known = {}
         exec(compile(examples()[name], f"README, {name}", "exec"), known)

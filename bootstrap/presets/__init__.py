@@ -44,7 +44,7 @@ class Preset:
 
 
 SMALL = "diffusion(weights='small-v2.safetensors', solver='euler', n_steps=4)"
-LABELS: Literal["conditional"] = "conditional"
+LABELS: Literal["teacher"] = "teacher"
 
 
 def laptop() -> Preset:
@@ -52,7 +52,7 @@ def laptop() -> Preset:
     return Preset(
         about="ResNet-18 (width 16), N = 500 and 2,000, 640 steps of 64 on images of the denoiser",
         data=DataSpec(
-            name="small-v2",
+            name="small-v2-teacher",
             source=SMALL,
             labels=LABELS,
             n_stream=40_960,
@@ -78,7 +78,7 @@ def quick() -> Preset:
     return Preset(
         about="the laptop job with a quarter of the images: N = 500, 320 steps of 32",
         data=DataSpec(
-            name="small-v2-quick",
+            name="small-v2-teacher-quick",
             source=SMALL,
             labels=LABELS,
             n_stream=10_240,
@@ -128,7 +128,7 @@ def reference() -> Preset:
     return Preset(
         about="ResNet-18 (width 16), N = 1,000 and 5,000, three seeds, 10,000 test images",
         data=DataSpec(
-            name="small-v2-reference",
+            name="small-v2-teacher-reference",
             source=SMALL,
             labels=LABELS,
             n_stream=98_304,
