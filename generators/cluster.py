@@ -7,37 +7,21 @@ and see the data set and the weights at the same paths.
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
+from bootstrap.cluster import capacity, connected, import_ray, refuse_device_by_index
 from bootstrap.errors import BootstrapError, ConfigurationError
-from bootstrap.execution import Flags, n_cores
+from bootstrap.execution import Flags
 from bootstrap.shards import ShardRecord
 from generators.missing import DEVICE_KEYS, Shard, difference
 from generators.write import Job, make_shard
 
 POLL_S = 0.5  # how soon a request to stop is seen
-OBJECT_STORE_BYTES = 100_000_000  # nearly the least that Ray takes: workers write files themselves
 MAX_DEATHS = 4  # a worker, in a row and without a shard in between: then something is wrong
-
-
-def import_ray() -> Any:
-    """Ray, its usage reports off; ConfigurationError if it is not installed."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise ConfigurationError(
-            "--ray: the package ray is not installed; pip install 'deep-bootstrap[cluster]'"
-        ) from None
-    return ray
 
 
 class Worker:
@@ -134,11 +118,7 @@ class RayWorkers:
         import_ray()
         if self.n_workers is not None and self.n_workers < 1:
             raise ConfigurationError(f"--workers {self.n_workers}: give at least one")
-        if self.flags.device.startswith("cuda") and self.flags.device != "cuda:0":
-            raise ConfigurationError(
-                f"--device {self.flags.device} with --ray: Ray gives each worker a GPU of its own;"
-                " use --device cuda"
-            )
+        refuse_device_by_index(self.flags.device)
 
     @property
     def needs(self) -> dict[str, int]:
@@ -157,7 +137,7 @@ class RayWorkers:
         ray = import_ray()
         job = replace(job, source=as_built(job.source), folder=job.folder.absolute())
         expected, n_made = job.provenance(), 0
-        with self._connected(ray):
+        with connected(ray, self.address, self.needs.get("CPU", 0) * (self.n_workers or 1)):
             crew = Crew(ray, self, job, shards)
             while crew.is_busy() or (crew.queue and not is_interrupted()):
                 for answer in crew.answers():
@@ -181,68 +161,10 @@ class RayWorkers:
             )
         return n_workers
 
-    @contextmanager
-    def _connected(self, ray: Any) -> Iterator[None]:
-        """With a running cluster or one of this machine; a connection made before is kept."""
-        if ray.is_initialized():
-            yield
-            return
-        refuse_silent_address(self.address)
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        on_terminate = signal.getsignal(signal.SIGTERM)  # Ray puts its own in place
-        try:
-            if self.address == "local":
-                n_cpus = max(n_cores(), self.needs.get("CPU", 0) * (self.n_workers or 1))
-                ray.init(
-                    address="local",
-                    num_cpus=n_cpus,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    include_dashboard=False,
-                    **quiet,
-                )
-            else:
-                ray.init(address=self.address, **quiet)
-        except (ConnectionError, ValueError) as error:
-            raise no_cluster(self.address, error) from None
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_terminate)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-
 
 def as_built(source: Any) -> Any:
     """The source without the networks that it read since: a worker reads and compiles its own."""
     return replace(source) if is_dataclass(source) and not isinstance(source, type) else source
-
-
-def capacity(nodes: list[dict[str, Any]], needs: dict[str, int]) -> int:
-    """How many workers with these needs the live nodes hold together."""
-    return sum(
-        min(int(node["Resources"].get(kind, 0) // n) for kind, n in needs.items())
-        for node in nodes
-        if node["Alive"]
-    )
-
-
-def refuse_silent_address(address: str) -> None:
-    """ConfigurationError if nothing listens there; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon:
-        try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except (OSError, ValueError, OverflowError) as error:
-            raise no_cluster(address, error) from None
-
-
-def no_cluster(address: str, why: Exception) -> ConfigurationError:
-    """What to say when no cluster answers."""
-    return ConfigurationError(
-        f"--ray {address}: no Ray cluster answers there ({why});"
-        " start one with `ray start --head`, or use --ray local"
-    )
 
 
 def refuse_other_node(
