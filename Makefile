@@ -1,6 +1,8 @@
 # One command for everything: `make compare`. `make help` lists the targets.
 PYTHON ?= python3
 PRESET ?= laptop
+FIG ?= fig1
+SCALE ?= laptop
 N ?=
 EXEC ?=
 ARGS ?=
@@ -9,7 +11,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
+.PHONY: help setup generate compare reproduce plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +31,9 @@ generate: $(READY)  ## make the preset's data set, or extend it with N=...
 compare: $(READY)  ## data if missing, both worlds, figure
 	$(RUN) generate --preset $(PRESET) $(if $(N),--n $(N)) $(EXEC)
 	$(RUN) compare --preset $(PRESET) $(EXEC) $(ARGS)
+
+reproduce: $(READY)  ## a figure of the paper: FIG=fig2a SCALE=smoke, laptop or paper
+	$(RUN) reproduce $(FIG) --scale $(SCALE) $(EXEC) $(ARGS)
 
 plot: $(READY)  ## draw the figures of saved runs again
 	$(RUN) plot results

@@ -17,16 +17,20 @@ import tyro
 
 from bootstrap.errors import BootstrapError, ConfigurationError
 from bootstrap.files import disk_errors
-from bootstrap.keep import Keep, parse_rule
+from bootstrap.keep import Keep
 from bootstrap.options import (
     CompareOptions,
     DoctorOptions,
     GenerateOptions,
     PlotOptions,
     ReportOptions,
+    ReproduceOptions,
+    SweepOptions,
     VerifyOptions,
+    parse_seeds,
 )
 from bootstrap.presets import PRESETS, build_preset
+from bootstrap.presets.figures import FIGURES
 from bootstrap.progress import Progress, bar_settings, summary_lines
 from bootstrap.recipe import TABLES
 from bootstrap.signals import StopRequest
@@ -163,18 +167,9 @@ def _who_makes(options: GenerateOptions, flags: Flags) -> MakeAll:
 def compare(argv: list[str]) -> None:
     """compare: train the real and the ideal world, write records, summary and figure"""
     name = _early_option(argv, "--preset", "laptop")
-    preset = build_preset(name)
-    default = CompareOptions(
-        preset=name,
-        seeds=",".join(map(str, preset.seeds)),
-        n_samples=preset.n_samples,
-        recipe=preset.recipe,
-    )
-    options = _parse(CompareOptions, argv, "compare", default)
+    options = _parse(CompareOptions, argv, "compare", CompareOptions.of_preset(name))
     seeds, openers = parse_seeds(options.seeds), parse_sinks(options.sink)
-    rule = parse_rule(options.keep_checkpoints)
-    keep = Keep(test_results=options.save_test_results, checkpoints=rule)
-    data = options.data or Path("data") / preset.data.name
+    keep, data = options.keep, options.data_folder
     flags = options.execution.resolve("classifier", options.recipe.n_draws)
     from bootstrap.follow import follow
     from bootstrap.ranks import joined
@@ -262,6 +257,34 @@ def _compare(
         print(line)
 
 
+def sweep(argv: list[str]) -> None:
+    """sweep: a grid of pairs from a file, here, in parts, or on a cluster"""
+    options = _parse(SweepOptions, argv, "sweep", markers=(tyro.conf.PositionalRequiredArgs,))
+    from bootstrap.sweep import run_sweep
+
+    with StopRequest(_say) as stop:
+        for line in run_sweep(options, stop.is_requested):
+            print(line, flush=True)
+
+
+def reproduce(argv: list[str]) -> None:
+    """reproduce: a figure of the paper: data if missing, its pairs, the figure"""
+    options = _parse(
+        ReproduceOptions, argv, "reproduce", markers=(tyro.conf.PositionalRequiredArgs,)
+    )
+    from bootstrap.reproduce import preset_to_generate
+    from bootstrap.reproduce import reproduce as run_figure
+
+    if (preset := preset_to_generate(options)) is not None:
+        generate(["--preset", preset, *(["--dry-run"] if options.dry_run else [])])
+        if options.dry_run:
+            _say("the pairs can be counted once these are there")
+            return
+    with StopRequest(_say) as stop:
+        for line in run_figure(options, stop.is_requested):
+            print(line, flush=True)
+
+
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
     options = _parse(PlotOptions, argv, "plot")
@@ -279,6 +302,12 @@ def plot(argv: list[str]) -> None:
     for run in runs:
         replace(run.path / "summary.json", pretty_json(summarise(run)))
         for path in (*write_figure(run), *(write_reuse_figure(run) if options.reuse else ())):
+            print(path)
+    if options.scatter:
+        from bootstrap.scatter import write_scatter
+        from bootstrap.series import series_of
+
+        for path in write_scatter(series_of(runs), options.path / "scatter"):
             print(path)
     if options.tensorboard is not None:
         for folder in write_tensorboard(runs, options.path, options.tensorboard):
@@ -403,6 +432,8 @@ def doctor(argv: list[str]) -> None:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "generate": generate,
     "compare": compare,
+    "sweep": sweep,
+    "reproduce": reproduce,
     "plot": plot,
     "report": report,
     "verify": verify,
@@ -457,20 +488,6 @@ def explain(error: Exception) -> tuple[str, int]:
     if isinstance(error, (ValueError, ImportError, FileNotFoundError, NotADirectoryError)):
         return str(error), 2
     return f"{type(error).__name__}: {error}; a bug?", 1
-
-
-def parse_seeds(text: str) -> tuple[int, ...]:
-    """`0-4` or `0,3` or `7` -> seeds; ConfigurationError otherwise."""
-    try:
-        seeds: list[int] = []
-        for part in text.split(","):
-            first, dash, last = part.partition("-")
-            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
-        if not seeds:
-            raise ValueError
-        return tuple(dict.fromkeys(seeds))
-    except ValueError:
-        raise ConfigurationError(f"--seeds {text!r}: write 0-4 or 0,3") from None
 
 
 def _parse(
@@ -544,3 +561,4 @@ def _print_help() -> None:
     print("\npresets:")
     for name, preset in PRESETS.items():
         print(f"  {name:16} {preset().about}")
+    print(f"\nfigures: {', '.join(FIGURES)}")

@@ -6,7 +6,7 @@ Samples and files are counted here; what one takes is measured in `bootstrap.pro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from bootstrap.plan import Plan
 from bootstrap.probe import Probe
@@ -52,6 +52,34 @@ def _world_cost(plan: Plan, world: str, first: int, n_probed: int) -> WorldCost:
         n_steps=n_steps,
         n_trained=n_steps * recipe.batch_size,
         n_evaluated=on_curve * min(recipe.n_test_curve, n_test) + n_last + n_probed + n_single,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairCost:
+    """What a pair takes over its seeds; costs add up."""
+
+    n_trained: int = 0  # samples
+    n_evaluated: int = 0
+    flop: float = 0.0
+    seconds: float = 0.0
+
+    def __add__(self, other: PairCost) -> PairCost:
+        return PairCost(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+def pair_cost(plan: Plan, n_seeds: int, probe: Probe) -> PairCost:
+    """All worlds of `n_seeds` seeds from step 0."""
+    costs = world_costs(plan)
+    n_trained = n_seeds * sum(cost.n_trained for cost in costs)
+    n_evaluated = n_seeds * sum(cost.n_evaluated for cost in costs)
+    return PairCost(
+        n_trained=n_trained,
+        n_evaluated=n_evaluated,
+        flop=n_trained * probe.train_flop + n_evaluated * probe.evaluate_flop,
+        seconds=n_trained * probe.train_s + n_evaluated * probe.evaluate_s,
     )
 
 
@@ -127,7 +155,7 @@ def cost_lines(plan: Plan, n_seeds: int, probe: Probe) -> Iterator[str]:
         yield _fact("test results", _bytes(n_seeds * results_bytes(plan)))
     yield _fact("evaluation", _share_of_evaluation(*total, probe))
     seconds = total[0] * probe.train_s + total[1] * probe.evaluate_s
-    yield _fact("time", f"about {_duration(seconds)}, {_measured(probe)}")
+    yield _fact("time", f"about {duration(seconds)}, {_measured(probe)}")
 
 
 def _share_of_evaluation(n_trained: int, n_evaluated: int, probe: Probe) -> str:
@@ -141,7 +169,7 @@ def _share_of_evaluation(n_trained: int, n_evaluated: int, probe: Probe) -> str:
 
 def _cost_row(name: str, n_trained: int, n_evaluated: int, probe: Probe) -> str:
     flop = n_trained * probe.train_flop + n_evaluated * probe.evaluate_flop
-    return f"{name:<16} {n_trained:>17,} {n_evaluated:>18,} {_si(flop):>10}"
+    return f"{name:<16} {n_trained:>17,} {n_evaluated:>18,} {si(flop):>10}"
 
 
 def _saving_lines(plan: Plan, n_seeds: int) -> Iterator[str]:
@@ -167,7 +195,7 @@ def _fact(name: str, text: str) -> str:
     return f"{name:<16} {text}"
 
 
-def _si(value: float) -> str:
+def si(value: float) -> str:
     """A number with a prefix of the SI: 1.23 T."""
     for prefix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
         if value >= scale:
@@ -179,7 +207,8 @@ def _bytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.2f} MB"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: 40 s, 12 min or 2.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3_600:.1f} h"

@@ -16,11 +16,16 @@ from bootstrap.errors import ConfigurationError, StorageError
 from bootstrap.files import UNUSABLE, describe, pretty_json, replace
 
 
+class Held(ConfigurationError):
+    """Another process has the folder."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder if need be and hold its lock.
 
-    ConfigurationError naming the holder if another process has it, or if it cannot be written to.
+    Held, naming the holder, if another process has it; ConfigurationError if it cannot be written
+    to.
     """
     holder = folder / ".lock.json"
     try:
@@ -31,9 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError, ValueError, KeyError):
             known = json.loads(holder.read_bytes())
             who = f"process {known['pid']} on {known['host']} since {known['since']}"
-        raise ConfigurationError(
-            f"{folder} is being written by {who}; wait for it or stop it"
-        ) from None
+        raise Held(f"{folder} is being written by {who}; wait for it or stop it") from None
     except OSError as error:
         why, remedy = describe(error)
         kind = ConfigurationError if error.errno in UNUSABLE else StorageError

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from tyro.conf import Positional
 
 from bootstrap.errors import ConfigurationError
+from bootstrap.keep import Keep, parse_rule
+from bootstrap.presets import build_preset
 from bootstrap.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -20,6 +22,20 @@ CHOICES = {"precision": ("auto", "fp32", "bf16"), "compile": ("auto", "on", "off
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigurationError(f"--{name} {value}: use one of {', '.join(allowed)}")
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`0-4` or `0,3` or `7` -> seeds; ConfigurationError otherwise."""
+    try:
+        seeds: list[int] = []
+        for part in text.split(","):
+            first, dash, last = part.partition("-")
+            seeds += range(int(first), int(last) + 1) if dash else [int(first)]
+        if not seeds:
+            raise ValueError
+        return tuple(dict.fromkeys(seeds))
+    except ValueError:
+        raise ConfigurationError(f"--seeds {text!r}: write 0-4 or 0,3") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +151,64 @@ class CompareOptions:
     def __post_init__(self) -> None:
         _check_choice("bn", self.bn, ("global", "local"))
 
+    @classmethod
+    def of_preset(cls, name: str) -> CompareOptions:
+        """What `compare --preset NAME` does where nothing else is said."""
+        preset = build_preset(name)
+        seeds = ",".join(map(str, preset.seeds))
+        return cls(preset=name, seeds=seeds, n_samples=preset.n_samples, recipe=preset.recipe)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data set is."""
+        return self.data or Path("data") / build_preset(self.preset).data.name
+
+    @property
+    def keep(self) -> Keep:
+        """What is kept besides the records."""
+        rule = parse_rule(self.keep_checkpoints)
+        return Keep(test_results=self.save_test_results, checkpoints=rule)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """What `sweep` and `reproduce` have in common."""
+
+    scale: str = "laptop"
+    """of a figure: smoke (toy images, seconds), laptop (the reference preset's data) or paper"""
+    data: Path | None = None
+    """the data set's folder, for points that do not say; by default that of their preset"""
+    out: Path = Path("results")
+    """runs go to <out>/<preset>-<hash>/, as those of `compare`"""
+    dry_run: bool = False
+    """say what is still to be run, and what samples, operations and time it takes, then stop"""
+    part: str = "1/1"
+    """e.g. 3/16: only the third of sixteen parts, for job arrays; all may run at once"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    ray: str | None = None
+    """local (all devices of this machine) or the address of a Ray cluster whose nodes share data
+    and results; a pair takes a GPU, or as many cores as it has threads (see --threads)"""
+    gpus_per_pair: float = 1.0
+    """with --ray: 0.25 runs four pairs at once on each GPU"""
+    execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(SweepRun):
+    """Run a grid of pairs; running it again goes on, and pairs that are done are left alone."""
+
+    grid: str
+    """a JSON file (bootstrap/grid.py says what it holds), or the name of a figure"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproduceOptions(SweepRun):
+    """Make a figure of the paper: data if there are none, its pairs, <out>/figures/<figure>.png."""
+
+    figure: str
+    """fig1, fig2a, ...: `deep-bootstrap --help` lists them"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlotOptions:
@@ -144,6 +218,8 @@ class PlotOptions:
     """a run, or a folder of runs"""
     reuse: bool = False
     """draw reuse.png too: what K passes over N samples are worth in fresh ones"""
+    scatter: bool = False
+    """draw scatter.png too: real against ideal soft-error at convergence, a point per run and N"""
     tensorboard: Path | None = None
     """also make TensorBoard files of the runs' records, under this folder"""
 

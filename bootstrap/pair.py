@@ -96,8 +96,8 @@ def run_pair(
             raise
         ranks.broadcast()  # nothing: those that follow may go
         records = load_run(plan.folder)
-        replace(plan.folder / "summary.json", pretty_json(summarise(records)))
         write_figure(records)
+        replace(plan.folder / "summary.json", pretty_json(summarise(records)))  # last: all is there
     return plan.folder
 
 

@@ -182,11 +182,11 @@ def _draw_errors(ax: Axes, run: Run, lines: list[Line]) -> None:
     """Curves, per-step points, and marks of one panel."""
     for line in lines:
         _draw_every_step(ax, run, line)
-        _draw_seeds(ax, line.steps, line.errors, line.style, width=1.8)
+        draw_seeds(ax, line.steps, line.errors, line.style, width=1.8)
     for n, line in zip(run.n_samples, lines[1:], strict=True):
         _draw_marks(ax, run, n, line.colour, line.steps, line.errors)
     _set_steps_axis(ax, lines)
-    _set_percent_axis(ax, "test error")
+    set_percent_axis(ax, "test error")
     tops = [line.errors[np.isfinite(line.errors)].max(initial=0) for line in lines]
     ax.set_ylim(0, 1.06 * max(tops) or 1)
     ax.legend(handles=_legend_of_marks(), loc=_free_corner(lines, max(tops)))
@@ -210,14 +210,14 @@ def _draw_gaps(ax: Axes, run: Run, lines: list[Line]) -> None:
         hard, soft = (
             seeds_with_values(gap_where_both(run, metric, n)) for metric in ("error", "soft_error")
         )
-        _draw_seeds(ax, run.steps, soft, style | {"zorder": 2}, width=0.8, with_spread=False)
-        _draw_seeds(ax, run.steps, hard, style, width=1.8)
+        draw_seeds(ax, run.steps, soft, style | {"zorder": 2}, width=0.8, with_spread=False)
+        draw_seeds(ax, run.steps, hard, style, width=1.8)
         _draw_marks(ax, run, n, line.colour, run.steps, hard)
     if run.refused:
         note: dict[str, Any] = {"ha": "right", "color": "0.4", "fontsize": SMALL_PT}
         ax.text(0.99, 0.04, "a gap is left out: see below", transform=ax.transAxes, **note)
     _set_steps_axis(ax, lines)
-    _set_percent_axis(ax, "gap, real $-$ ideal")
+    set_percent_axis(ax, "gap, real $-$ ideal")
     _leave_room_for_legend(ax)
     handles = [
         Line2D([], [], color="0.3", linewidth=1.8, label="error gap"),
@@ -237,7 +237,7 @@ def _leave_room_for_legend(ax: Axes) -> None:
     ax.set_ylim(low, max(high, low + (early - low) / 0.6))
 
 
-def _draw_seeds(
+def draw_seeds(
     ax: Axes,
     steps: np.ndarray,
     values: np.ndarray,
@@ -247,7 +247,7 @@ def _draw_seeds(
     with_spread: bool = True,
 ) -> None:
     """The mean with its band from MIN_SEEDS seeds on; below that every seed thin and the mean."""
-    mean = _mean_of_all(values)
+    mean = mean_of_all(values)
     known = np.isfinite(mean.mean) & (steps > 0)
     if 1 < len(values) < MIN_SEEDS and with_spread:
         for seed in values:
@@ -260,7 +260,7 @@ def _draw_seeds(
         drawn.set(marker=".", markersize=5 * width)
 
 
-def _mean_of_all(values: np.ndarray) -> Spread:
+def mean_of_all(values: np.ndarray) -> Spread:
     """The mean where every seed has a value: over fewer it would jump where one stops."""
     everywhere = np.isfinite(values).all(axis=0)
     return spread(np.where(everywhere, values, np.nan))
@@ -298,7 +298,7 @@ def _draw_marks(
     ax: Axes, run: Run, n_samples: int, colour: Any, steps: np.ndarray, values: np.ndarray
 ) -> None:
     """First reuse as a tick across the curve; convergence, mean over seeds, as a circle on it."""
-    mean = _mean_of_all(values).mean
+    mean = mean_of_all(values).mean
     known = np.isfinite(mean) & (steps > 0)
     converged = convergence_steps(run, n_samples)
     marks = (
@@ -322,7 +322,11 @@ def _legend_of_marks() -> list[Line2D]:
 
 
 def _set_steps_axis(ax: Axes, lines: list[Line]) -> None:
-    last = max((int(line.steps[-1]) for line in lines if len(line.steps)), default=0)
+    set_steps_axis(ax, max((int(line.steps[-1]) for line in lines if len(line.steps)), default=0))
+
+
+def set_steps_axis(ax: Axes, last: int) -> None:
+    """Steps from 1 to the last, on a log axis."""
     ax.set_xscale("log")
     ax.set_xlim(1, max(last, 10))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -330,14 +334,16 @@ def _set_steps_axis(ax: Axes, lines: list[Line]) -> None:
     ax.set_xlabel("SGD steps")
 
 
-def _set_percent_axis(ax: Axes, label: str) -> None:
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _percent(value)))
+def set_percent_axis(ax: Axes, label: str) -> None:
+    """Fractions as percent on the vertical axis."""
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     ax.set_ylabel(label)
     ax.grid(axis="y", color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
 
 
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+    """A fraction as percent, with three digits."""
     return f"{100 * value:.3g} %".replace("-", "\N{MINUS SIGN}")
 
 
@@ -345,7 +351,7 @@ def _label_ends(ax: Axes, lines: list[Line]) -> None:
     """Name every line at its right end, nudged apart so that no two names overlap."""
     ends = []
     for line in (*lines[:1], *reversed(lines[1:])):  # of equal ends the larger N goes lower
-        mean = _mean_of_all(line.errors).mean
+        mean = mean_of_all(line.errors).mean
         known = np.flatnonzero(np.isfinite(mean) & (line.steps > 0))
         if len(known):
             ends.append((line, line.steps[known[-1]], mean[known[-1]]))

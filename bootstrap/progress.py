@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tqdm import tqdm
 
@@ -28,11 +28,9 @@ class Progress:
     """A bar over the steps of all worlds and seeds, with the latest scores."""
 
     def __init__(self, plan: Plan, seeds: tuple[int, ...]) -> None:
-        tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
-        self._bar = tqdm(
-            total=len(seeds) * (plan.recipe.n_steps + tails), unit="steps", **bar_settings()
-        )
+        self._bar = tqdm(total=_n_steps(plan, seeds), unit="steps", **bar_settings())
         self._at: dict[tuple[int, str], int] = {}
+        self._which = ""
 
     def on_record(self, seed: int, world: str, record: Any) -> None:
         """Move the bar to the record's step."""
@@ -41,14 +39,41 @@ class Progress:
         self._at[seed, world] = max(record.step, before)
         if isinstance(record, Record):
             self._bar.set_postfix_str(
-                f"seed {seed} {world} test error {record.test.error:.3f}", refresh=False
+                f"{self._which}seed {seed} {world} test error {record.test.error:.3f}",
+                refresh=False,
             )
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+
+
+class SweepProgress(Progress):
+    """One bar over the steps of all pairs of a sweep."""
+
+    def __init__(self, pairs: Sequence[tuple[Plan, tuple[int, ...]]]) -> None:
+        self._sizes = {plan.folder: _n_steps(plan, seeds) for plan, seeds in pairs}
+        self._bar = tqdm(total=sum(self._sizes.values()), unit="steps", **bar_settings())
+        self._at, self._which, self._n_ended, self._steps_ended = {}, "", 0, 0
+
+    def begin(self, folder: Path) -> None:
+        """A pair begins, or goes on."""
+        self._at, self._which = {}, f"{self._n_ended + 1}/{len(self._sizes)} {folder.name} "
+
+    def end(self, folder: Path) -> None:
+        """Move the bar to where the pairs that have ended put it."""
+        self._n_ended, self._steps_ended = (
+            self._n_ended + 1,
+            self._steps_ended + self._sizes[folder],
+        )
+        self._bar.update(self._steps_ended - self._bar.n)
+
+
+def _n_steps(plan: Plan, seeds: tuple[int, ...]) -> int:
+    tails = sum(plan.recipe.n_steps - plan.fork_step(n) for n in plan.n_samples)
+    return len(seeds) * (plan.recipe.n_steps + tails)
 
 
 def summary_lines(folder: Path) -> Iterator[str]:

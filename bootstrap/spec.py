@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from types import ModuleType
 from typing import Any, get_origin, get_type_hints
@@ -35,9 +35,9 @@ def parse_spec(text: str, table: Mapping[str, type], what: str, *, may_import: b
     for key, value in arguments.items():
         if key not in known:
             raise ConfigurationError(
-                f"{what} {name!r} has no argument {key!r}{_did_you_mean(key, known)}"
+                f"{what} {name!r} has no argument {key!r}{did_you_mean(key, known)}"
             )
-        arguments[key] = _typed(value, hints[key], f"{what} {name!r}: {key}")
+        arguments[key] = typed(value, hints[key], f"{what} {name!r}: {key}")
     try:
         return cls(**arguments)
     except TypeError as error:
@@ -54,6 +54,13 @@ def format_spec(value: Any, table: Mapping[str, type]) -> str:
         if getattr(value, field.name) != field.default
     ]
     return f"{name}({', '.join(arguments)})" if arguments else name
+
+
+def with_argument(text: str, key: str, value: Any, what: str) -> str:
+    """The text that names the same class with one argument added or changed."""
+    name, _, rest = text.strip().partition("(")
+    arguments = {**_literal_arguments(text, rest, what), key: value}
+    return f"{name.strip()}({', '.join(f'{k}={v!r}' for k, v in arguments.items())})"
 
 
 def _resolve(name: str, table: Mapping[str, type], what: str, may_import: bool) -> type:
@@ -74,7 +81,7 @@ def _resolve(name: str, table: Mapping[str, type], what: str, may_import: bool) 
             raise ConfigurationError(f"{what} {name!r} is not a dataclass, so it has no arguments")
         return cls
     raise ConfigurationError(
-        f"unknown {what} {name!r}{_did_you_mean(name, table)}; there are: {', '.join(table)}"
+        f"unknown {what} {name!r}{did_you_mean(name, table)}; there are: {', '.join(table)}"
     )
 
 
@@ -119,7 +126,8 @@ def _literal_arguments(text: str, rest: str, what: str) -> dict[str, Any]:
         ) from None
 
 
-def _typed(value: Any, hint: Any, where: str) -> Any:
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` if it is of the type that a dataclass asks for; ConfigurationError if it is not."""
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         if not isfinite(value):
             raise ConfigurationError(f"{where}={value!r} must be finite")
@@ -127,7 +135,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigurationError(f"{where}={value!r} must be a tuple, such as (0.1, 0.2)")
-        return tuple(_typed(item, hint.__args__[0], where) for item in value)
+        return tuple(typed(item, hint.__args__[0], where) for item in value)
     if isinstance(hint, type) and (
         not isinstance(value, hint) or isinstance(value, bool) != (hint is bool)
     ):
@@ -135,6 +143,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def _did_you_mean(name: str, known: Any) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message: the known name that is like this one, if there is any."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -84,6 +84,13 @@ def compare_job(folder: Path) -> None:
     )
 
 
+def sweep_job(folder: Path) -> None:
+    from bootstrap.cli import main
+
+    sys.argv = ["deep-bootstrap", "sweep", str(folder / "grid.json"), "--out", str(folder / "out")]
+    main()
+
+
 if __name__ == "__main__":
     job, folder, function, call = sys.argv[1:]
     sys.path.insert(0, str(Path(__file__).parent))
@@ -91,4 +98,4 @@ if __name__ == "__main__":
         announce_phases()
     elif int(call):
         kill_at(function, int(call))
-    {"generate": generate_job, "compare": compare_job}[job](Path(folder))
+    {"generate": generate_job, "compare": compare_job, "sweep": sweep_job}[job](Path(folder))

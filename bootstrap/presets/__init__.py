@@ -9,6 +9,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from bootstrap.augment import CropFlip
 from bootstrap.errors import ConfigurationError
 from bootstrap.models import MLP, PreActResNet18
 from bootstrap.optimizers import SGD, Cosine
@@ -149,7 +150,37 @@ def reference() -> Preset:
     )
 
 
-PRESETS = {"laptop": laptop, "quick": quick, "smoke": smoke, "reference": reference}
+def paper() -> Preset:
+    """The paper's protocol on CIFAR-5m: N = 50,000, 100 passes of 390 steps, ten trials."""
+    return Preset(
+        about="the paper's size: ResNet-18, N = 50,000, 39,000 steps of 128, ten seeds; for GPUs",
+        data=DataSpec(
+            name="small-v2-paper",
+            source=SMALL,
+            labels=LABELS,
+            n_stream=4_992_000,
+            n_test=10_000,
+            n_reference=10_000,
+        ),
+        recipe=Recipe(
+            model=PreActResNet18(),
+            optimizer=SGD(lr=0.1, momentum=0.9),
+            augmentation=CropFlip(),
+            n_steps=39_000,
+            batch_size=128,
+        ),
+        n_samples=(50_000,),
+        seeds=tuple(range(10)),
+    )
+
+
+PRESETS = {
+    "laptop": laptop,
+    "quick": quick,
+    "smoke": smoke,
+    "reference": reference,
+    "paper": paper,
+}
 
 
 def build_preset(name: str) -> Preset:

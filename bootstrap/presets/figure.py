@@ -1,0 +1,54 @@
+"""What a figure of the paper is here: its pairs at three scales, and how they are drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Scale = Literal["smoke", "laptop", "paper"]
+SCALES: tuple[Scale, ...] = ("smoke", "laptop", "paper")
+Words = dict[str, Any]  # of `compare`; see bootstrap/grid.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One N of one pair as the figure names it; equal labels have one colour."""
+
+    label: str
+    words: Words
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """Pairs and how to draw them: curves over steps, a panel for each metric, or a scatter of the
+    real against the ideal soft-error at convergence.
+    """
+
+    about: str
+    points: tuple[Point, ...]
+    kind: Literal["curves", "scatter"] = "curves"
+    metrics: tuple[str, ...] = ("soft_error",)
+
+
+PRESET_OF = {"smoke": "smoke", "laptop": "reference", "paper": "paper"}  # whose data a scale uses
+
+# The laptop's runs are short so that all figures together take it about 100 minutes: a long kind
+# with N = 2,000, and a short one with N = 500 where there are many pairs.
+LONG: dict[Scale, Words] = {
+    "smoke": {"n_steps": 48, "n_test_curve": 128, "n_samples": 128, "seeds": [0]},
+    "laptop": {"n_steps": 512, "n_test_curve": 512, "n_samples": 2_000, "seeds": [0, 1, 2]},
+    "paper": {},
+}
+SHORT: dict[Scale, Words] = {
+    "smoke": LONG["smoke"],
+    "laptop": {"n_steps": 256, "n_test_curve": 512, "n_samples": 500, "seeds": [0, 1, 2]},
+    "paper": {},
+}
+
+
+def points(
+    scale: Scale, kind: dict[Scale, Words], own: list[tuple[str, Words]]
+) -> tuple[Point, ...]:
+    """Points with the words of a scale and kind under their own."""
+    base = {"preset": PRESET_OF[scale], "every_step": False, **kind[scale]}
+    return tuple(Point(label=label, words={**base, **words}) for label, words in own)
