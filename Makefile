@@ -16,6 +16,7 @@ READY := .venv/.ready
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "  variables: PRESET=$(PRESET) (laptop, quick, smoke, reference)  N=<stream images>"
+	@echo "             FIG=$(FIG) SCALE=$(SCALE) (smoke, laptop, paper; reproduce)"
 	@echo "             EXEC='--precision fp32 --compile off' (both steps)  ARGS='--seeds 0-2 ...' (compare)"
 
 $(READY): pyproject.toml constraints.txt

@@ -16,7 +16,7 @@ from bootstrap.runlog import load_run
 from bootstrap.scatter import write_scatter
 from bootstrap.series import Series
 from bootstrap.shards import read_manifest
-from bootstrap.sweep import Job, build_jobs, default_words, run_points
+from bootstrap.sweep import Job, build_jobs, default_words, n_pairs, run_points
 
 
 def preset_to_generate(options: ReproduceOptions) -> str | None:
@@ -62,7 +62,7 @@ def reproduce(options: ReproduceOptions, is_stopped: Callable[[], bool]) -> Iter
     jobs = build_jobs(sweep, options)
     n_left = sum(not job.is_done() for job in jobs)
     if n_left and failure is None:
-        yield f"{n_left} pairs of the figure are left to other parts; the last one draws it"
+        yield f"other parts have {n_pairs(n_left)} to do; the last one draws the figure"
         return
     stem = options.out / "figures" / f"{options.figure}-{options.scale}"
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -149,15 +149,16 @@ def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) 
     Raises Interrupted if anything is left to do, and what failed, once all others are done: as the
     kind of error that it was, or BootstrapError for several kinds.
     """
-    jobs = build_jobs(sweep, options)
+    run_all, jobs = who_runs(options), build_jobs(sweep, options)
     mine = part_of(jobs, options.part)
     if options.dry_run:
         yield from table_lines(mine)
         return
     pending = [job for job in mine if not job.is_done()]
     n_before = len(mine) - len(pending)
-    s = "s" * (len(mine) != 1)
-    yield f"{sweep.about or 'sweep'}: {len(mine)} pair{s}, {n_before} of them done"
+    yield f"{sweep.about or 'sweep'}: {n_pairs(len(mine))}, {n_before} of them done"
+    if not pending:
+        return
     deadline = time.monotonic() + 60 * (options.max_minutes or float("inf"))
     errors: dict[Path, Exception] = {}
     n_ended = 0
@@ -167,11 +168,11 @@ def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) 
             on_begin=lambda job: progress.begin(job.plan.folder),
             on_record=progress.on_record,
         )
-        for job, error in who_runs(options)(pending, watch):
+        for job, error in run_all(pending, watch):
             progress.end(job.plan.folder)
             n_ended += 1
             if error is None:
-                yield f"{job.plan.folder}: done, {n_before + n_ended} of {len(mine)}"
+                yield f"{job.plan.folder}: done; {n_before + n_ended} of {len(mine)} have ended"
             else:
                 errors[job.plan.folder] = error
     raise_if_not_done(errors, n_left=len(pending) - n_ended)
@@ -179,11 +180,11 @@ def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) 
 
 def raise_if_not_done(errors: dict[Path, Exception], n_left: int) -> None:
     """Interrupted if the same command has more to do, else what failed, if anything did."""
-    lines = [f"\n  {folder}: {' '.join(str(error).split())}" for folder, error in errors.items()]
+    lines = [f"\n  {folder}: {_in_a_line(error)}" for folder, error in errors.items()]
     is_held = [isinstance(error, Held) for error in errors.values()]
     said = f"; {len(errors)} did not end:" + "".join(lines) if errors else ""
     if n_left:
-        raise Interrupted(f"{n_left} pairs are left; the same command goes on{said}")
+        raise Interrupted(f"{n_pairs(n_left)} left to do; the same command goes on{said}")
     if errors and all(is_held):
         raise Interrupted(f"another process has the rest; the same command goes on{said}")
     if errors:
@@ -191,7 +192,21 @@ def raise_if_not_done(errors: dict[Path, Exception], n_left: int) -> None:
         kinds = {type(error) for error in failed}
         kind = kinds.pop() if len(kinds) == 1 else BootstrapError
         ours = kind if issubclass(kind, BootstrapError) else BootstrapError
-        raise ours(f"all other pairs are done{said}")
+        raise ours(f"all other pairs are done{said}") from failed[0]
+
+
+def _in_a_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return (
+        text
+        if isinstance(error, (BootstrapError, ValueError))
+        else f"{type(error).__name__}: {text}"
+    )
+
+
+def n_pairs(n: int) -> str:
+    """1 pair, 2 pairs."""
+    return f"{n} pair{'s' * (n != 1)}"
 
 
 def who_runs(options: SweepRun) -> RunAll:

@@ -50,9 +50,9 @@ class RayPairs:
         needs = [self.needs(job.flags) for job in jobs]
         n_cpus = max((int(need.get("CPU", 1)) for need in needs), default=1)
         with connected(ray, self.address, n_cpus), _stop_file(jobs) as stop_file:
-            tasks = {}
+            tasks, nodes = {}, ray.nodes()
             for job, need in zip(jobs, needs, strict=True):
-                if capacity(ray.nodes(), need) == 0:
+                if capacity(nodes, need) == 0:
                     what = ", ".join(f"{n:g} {kind}" for kind, n in need.items())
                     raise ConfigurationError(
                         f"--ray {self.address}: no node has {what} for a pair; use fewer --threads,"

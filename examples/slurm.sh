@@ -1,5 +1,5 @@
 #!/bin/bash
-# A sweep as a Slurm job array: every task takes its part of the pairs, all share one results folder.
+# A sweep as a Slurm job array: every task runs its part, and all share one results folder.
 #
 #     sbatch examples/slurm.sh grid.json --data data/cifar5m --out /shared/results
 #

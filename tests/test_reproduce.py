@@ -80,10 +80,7 @@ def test_a_figure_is_drawn_again_without_training(reproduce, updates):
 @pytest.mark.usefixtures("no_figure")
 def test_the_last_part_draws_the_figure(reproduce, tmp_path):
     _, first, _ = reproduce("lr-sweep", "--part", "1/2")
-    assert (
-        first.splitlines()[-1]
-        == "1 pairs of the figure are left to other parts; the last one draws it"
-    )
+    assert first.splitlines()[-1] == "other parts have 1 pair to do; the last one draws the figure"
     assert not (tmp_path / "figures").exists()
     assert reproduce("lr-sweep", "--part", "2/2")[0] == 0
     assert (tmp_path / "figures" / "lr-sweep-smoke.png").exists()

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_sweep_that_is_stopped_exits_75_and_the_same_command_goes_on(
         patch.setattr("bootstrap.signals.StopRequest.is_requested", lambda self: next(calls) > 60)
         code, _, err = sweep(grid)
     assert code == 75
-    assert "pairs are left; the same command goes on" in err
+    assert "left to do; the same command goes on" in err
     assert 0 < len(contents(tmp_path / "out")) < 3
     assert sweep(grid)[0] == 0
     assert contents(tmp_path / "out") == whole
@@ -113,7 +112,7 @@ def test_a_sweep_that_is_stopped_exits_75_and_the_same_command_goes_on(
 def test_a_sweep_whose_time_is_over_exits_75_without_training_more(sweep, tmp_path, updates):
     code, _, err = sweep(write_grid(tmp_path), "--max-minutes", "1e-9")
     assert (code, updates) == (75, [])
-    assert "3 pairs are left; the same command goes on" in err
+    assert "3 pairs left to do; the same command goes on" in err
 
 
 @pytest.mark.usefixtures("no_figure")
@@ -124,7 +123,7 @@ def test_a_pair_that_fails_is_named_at_the_end_and_the_others_run(sweep, whole, 
     assert code == 5
     assert [run.path.name for run in failed] == [err.splitlines()[-1].split(":")[0].split("/")[-1]]
     assert "all other pairs are done; 1 did not end" in err
-    assert out.splitlines()[-1].endswith("done, 2 of 2")
+    assert out.splitlines()[-1].endswith("done; 2 of 2 have ended")
     done = {run.name for run in load_runs(tmp_path / "out") if run.status == "complete"}
     assert done <= {*whole}
     assert len(done) == 1
@@ -223,7 +222,7 @@ def test_a_sweep_that_is_killed_before_a_summary_writes_it_later(sweep, toy_data
 def test_pairs_on_ray_are_those_of_one_process(sweep, whole, tmp_path):
     code, out, _ = sweep(write_grid(tmp_path), "--ray", "local")
     assert code == 0
-    assert out.splitlines()[-1].endswith("done, 3 of 3")
+    assert out.splitlines()[-1].endswith("done; 3 of 3 have ended")
     assert contents(tmp_path / "out") == whole
     assert not list((tmp_path / "out").glob(".stop-*"))
 
@@ -238,7 +237,7 @@ def test_pairs_on_ray_that_are_stopped_go_on_later(sweep, whole, tmp_path, monke
         )
         code, _, err = sweep(grid, "--ray", "local")
     assert code == 75
-    assert "left; the same command goes on" in err
+    assert "left to do; the same command goes on" in err
     assert sweep(grid)[0] == 0
     assert contents(out) == whole
 
@@ -274,55 +273,3 @@ def test_the_pair_of_a_worker_that_is_killed_is_trained_by_another(sweep, tmp_pa
         assert sweep(grid, "--ray", "local")[0] == 0
     assert sweep(grid, out=tmp_path / "alone")[0] == 0
     assert contents(tmp_path / "out") == contents(tmp_path / "alone")
-
-
-class FakeSlurm:
-    """Runs the tasks of an array one after the other, each again when it asks for it."""
-
-    def __init__(self, folder):
-        self.folder, self.runs = folder, []
-        self.commands = folder / "commands"
-        self.commands.mkdir()
-        self._write("scontrol", f'echo "$@" >> {folder}/requeued')
-        self._write("deep-bootstrap", f'exec {sys.executable} -m bootstrap "$@"')
-
-    def _write(self, name, line):
-        path = self.commands / name
-        path.write_text(f"#!/bin/sh\n{line}\n")
-        path.chmod(0o755)
-
-    def sbatch(self, *words, n_tasks, on_start):
-        """Until no task asks for more, as sbatch --array=1-<n_tasks>; the exit codes."""
-        queue = [f"7_{task}" for task in range(1, n_tasks + 1)]
-        while queue:
-            job, _, task = queue[0].partition("_")
-            settings = {"SLURM_ARRAY_JOB_ID": job, "SLURM_ARRAY_TASK_ID": task}
-            settings |= {"SLURM_ARRAY_TASK_MAX": str(n_tasks)}
-            settings |= {"PATH": f"{self.commands}:{os.environ['PATH']}"}
-            script = ["bash", TESTS.parent / "examples" / "slurm.sh", *words]
-            child = subprocess.Popen([*map(str, script)], env=os.environ | settings)
-            on_start(child, len(self.runs))
-            self.runs.append((queue.pop(0), child.wait(timeout=60)))
-            requeued = self.folder / "requeued"
-            if requeued.exists():
-                queue.insert(0, requeued.read_text().split()[-1])
-                requeued.unlink()
-        return self.runs
-
-
-@pytest.mark.long
-def test_a_slurm_task_that_is_warned_is_queued_again_until_its_part_is_done(
-    whole, toy_data, tmp_path
-):
-    out, grid = tmp_path / "out", write_grid(tmp_path)
-
-    def warn_the_first(child, number):
-        while number == 0 and not any(out.glob("*/seed-0/ideal.jsonl")):
-            time.sleep(0.02)
-        if number == 0:
-            child.send_signal(signal.SIGUSR1)
-
-    words = (grid, "--data", toy_data, "--out", out)
-    runs = FakeSlurm(tmp_path).sbatch(*words, n_tasks=2, on_start=warn_the_first)
-    assert runs == [("7_1", 75), ("7_1", 0), ("7_2", 0)]
-    assert contents(out) == whole
