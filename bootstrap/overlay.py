@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
 
 from bootstrap.files import replace
 from bootstrap.plot import (
@@ -67,12 +68,13 @@ def plot_overlay(series: Sequence[Series], metrics: Sequence[str], *, about: str
         height = panel + foot + head
         figure = Figure(figsize=(WIDTH_INCH, height))
         FigureCanvasAgg(figure)
-        right = 1 - LEGEND_INCH / WIDTH_INCH if n == 1 else 0.985
+        right = 1 - LEGEND_INCH / WIDTH_INCH if n == 1 else 0.975
         margins = {"left": 0.115, "right": right, "wspace": 0.5}
         vertical = {"bottom": foot / height, "top": 1 - head / height}
         axes = figure.subplots(1, n, squeeze=False, gridspec_kw=margins | vertical)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             _draw(ax, drawn, metric)
+            ax.xaxis.set_major_locator(LogLocator(numticks=7))
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
         if n > 1:
             place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4}
@@ -129,8 +131,7 @@ def _draw(ax: Axes, series: Sequence[Series], metric: str) -> None:
             ax, steps, worlds["real"], {"color": colour, "linestyle": "-", "zorder": 3}, width=1.8
         )
         _draw_convergence(ax, one, worlds["real"], colour)
-        known = [v[np.isfinite(v) & (steps > 0)] for v in worlds.values()]
-        top = max(top, *(v.max(initial=0) for v in known))
+        top = max(top, *(_top(steps, values, metric) for values in worlds.values()))
         last = max(last, int(steps[-1]))
     set_steps_axis(ax, last)
     if metric == "loss":
@@ -140,6 +141,14 @@ def _draw(ax: Axes, series: Sequence[Series], metric: str) -> None:
     else:
         set_percent_axis(ax, NAMES[metric])
     ax.set_ylim(0, 1.05 * top or 1)
+
+
+def _top(steps: np.ndarray, values: np.ndarray, metric: str) -> float:
+    """What the axis has to hold: everything, but of a loss not the peaks of the first steps."""
+    counts = (steps > 0) & ((metric != "loss") | (steps >= steps[-1] / 10))
+    shown, first = values[:, counts], values[:, :1]
+    tops = [shown[np.isfinite(shown)].max(initial=0), first[np.isfinite(first)].max(initial=0)]
+    return float(max(tops))
 
 
 def _draw_convergence(ax: Axes, one: Series, values: np.ndarray, colour: Any) -> None:

@@ -35,7 +35,7 @@ PRESET_OF = {"smoke": "smoke", "laptop": "reference", "paper": "paper"}  # whose
 # The laptop's runs are short so that all figures together take it about 100 minutes: a long kind
 # with N = 2,000, and a short one with N = 500 where there are many pairs.
 LONG: dict[Scale, Words] = {
-    "smoke": {"n_steps": 48, "n_test_curve": 128, "n_samples": 128, "seeds": [0]},
+    "smoke": {"n_steps": 16, "n_test_curve": 64, "n_samples": 64, "seeds": [0]},
     "laptop": {"n_steps": 512, "n_test_curve": 512, "n_samples": 2_000, "seeds": [0, 1, 2]},
     "paper": {},
 }

@@ -43,7 +43,7 @@ def fig6_metrics(scale: Scale) -> Figure:
 def n_sweep(scale: Scale) -> Figure:
     """Several N against one ideal world (paper: appendix)."""
     sizes = {
-        "smoke": (64, 128, 256),
+        "smoke": (32, 64, 128),
         "laptop": (250, 500, 1_000, 2_000),
         "paper": (5_000, 10_000, 25_000, 50_000),
     }[scale]
