@@ -30,7 +30,11 @@ from bootstrap.spec import did_you_mean, typed, with_argument
 Words = dict[str, Any]
 Item = TypeVar("Item")
 KEYS = ("about", "base", "grid", "points")
-OF_THE_SWEEP = ("out", "dry_run", "overwrite", "sink", "max_minutes", "bn")  # not of a point
+OF_A_PAIR = (  # of CompareOptions; recipe and execution have words of their own
+    *("preset", "data", "seeds", "n_samples", "allow_reuse", "replicas"),
+    *("save_test_results", "keep_checkpoints"),
+)
+OF_THE_SWEEP = ("out", "dry_run", "overwrite", "sink", "max_minutes", "bn")  # or of compare alone
 HINTS: dict[type, Words] = {cls: get_type_hints(cls) for cls in (CompareOptions, Execution, Recipe)}
 
 
@@ -100,9 +104,7 @@ def build_options(words: Words) -> CompareOptions:
     known = {*_names(CompareOptions), *_names(Execution), *_names(Recipe)}
     for key in words:
         if key not in known and key.partition(".")[0] not in TABLES:
-            mine = (
-                "; it is for the whole sweep" if key in OF_THE_SWEEP else did_you_mean(key, known)
-            )
+            mine = "; it is for all points" if key in OF_THE_SWEEP else did_you_mean(key, known)
             raise ConfigurationError(f"a point has no word {key!r}{mine}")
     default = CompareOptions.of_preset(typed(words.get("preset", "laptop"), str, "preset"))
     options = replace(
@@ -118,8 +120,7 @@ def build_options(words: Words) -> CompareOptions:
 
 def _names(cls: type) -> list[str]:
     """The words of a point that are fields of `cls`."""
-    not_words = (*OF_THE_SWEEP, "execution", "recipe")
-    return [f.name for f in fields(cls) if f.name not in not_words]
+    return [f.name for f in fields(cls) if cls is not CompareOptions or f.name in OF_A_PAIR]
 
 
 def _values(cls: type, words: Words) -> Words:
@@ -148,7 +149,9 @@ def _recipe(recipe: Recipe, words: Words) -> Recipe:
     changed = recipe.to_json()
     for key in _names(Recipe):
         if key in words:
-            changed[key] = typed(words[key], str if key in TABLES else HINTS[Recipe][key], key)
+            hint = str if key in TABLES else HINTS[Recipe][key]
+            is_plain = hint in (str, int, float, bool)  # the rest is read by the recipe
+            changed[key] = typed(words[key], hint, key) if is_plain else _listed(words[key])
     for key, value in words.items():
         what, dot, argument = key.partition(".")
         if dot:

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from bootstrap.files import replace
 from bootstrap.plot import (
@@ -27,6 +27,7 @@ from bootstrap.plot import (
     IDEAL_COLOUR,
     SMALL_PT,
     STYLE,
+    Line,
     draw_seeds,
     mean_of_all,
     render,
@@ -74,7 +75,6 @@ def plot_overlay(series: Sequence[Series], metrics: Sequence[str], *, about: str
         axes = figure.subplots(1, n, squeeze=False, gridspec_kw=margins | vertical)[0]
         for ax, metric in zip(axes, metrics, strict=True):
             _draw(ax, drawn, metric)
-            ax.xaxis.set_major_locator(LogLocator(numticks=7))
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}
         if n > 1:
             place = {"loc": "lower left", "bbox_to_anchor": (0, 1.02), "ncols": 4}
@@ -118,48 +118,48 @@ def _shared(series: Sequence[Series]) -> set[Path]:
 
 def _draw(ax: Axes, series: Sequence[Series], metric: str) -> None:
     colours, shared, done = _colours(series), _shared(series), set[Path]()
-    top, last = 0.0, 1
+    lines = []
     for one in series:
-        steps, colour = one.run.steps, colours[one.label]
-        worlds = {world: one.values(world, metric) for world in ("ideal", "real")}
-        ideal_colour = IDEAL_COLOUR if one.run.path in shared else colour
-        ideal: dict[str, Any] = {"color": ideal_colour, "linestyle": DASHES, "zorder": 4}
+        ideal_colour = IDEAL_COLOUR if one.run.path in shared else colours[one.label]
+        real, ideal = _line(one, "real", metric, colours[one.label]), None
         if one.run.path not in done:
-            draw_seeds(ax, steps, worlds["ideal"], ideal, width=1.4)
+            ideal = _line(one, "ideal", metric, ideal_colour)
+            draw_seeds(ax, ideal.steps, ideal.errors, ideal.style, width=1.4)
+        draw_seeds(ax, real.steps, real.errors, real.style, width=1.8)
+        _draw_convergence(ax, one, real)
+        lines += [real] if ideal is None else [ideal, real]
         done.add(one.run.path)
-        draw_seeds(
-            ax, steps, worlds["real"], {"color": colour, "linestyle": "-", "zorder": 3}, width=1.8
-        )
-        _draw_convergence(ax, one, worlds["real"], colour)
-        top = max(top, *(_top(steps, values, metric) for values in worlds.values()))
-        last = max(last, int(steps[-1]))
-    set_steps_axis(ax, last)
+    set_steps_axis(ax, lines)
+    ax.xaxis.set_major_locator(LogLocator(numticks=7))
+    set_percent_axis(ax, NAMES[metric])
     if metric == "loss":
-        ax.set_ylabel(NAMES[metric])
-        ax.grid(axis="y", color="0.92", linewidth=0.8)
-        ax.set_axisbelow(True)
-    else:
-        set_percent_axis(ax, NAMES[metric])
-    ax.set_ylim(0, 1.05 * top or 1)
+        ax.yaxis.set_major_formatter(ScalarFormatter())
+    ax.set_ylim(0, 1.05 * max((_top(line, metric) for line in lines), default=0) or 1)
 
 
-def _top(steps: np.ndarray, values: np.ndarray, metric: str) -> float:
+def _line(one: Series, world: str, metric: str, colour: Any) -> Line:
+    n_samples, values = one.n_samples if world == "real" else None, one.values(world, metric)
+    return Line(
+        n_samples=n_samples, colour=colour, steps=one.run.steps, errors=values, label=one.label
+    )
+
+
+def _top(line: Line, metric: str) -> float:
     """What the axis has to hold: everything, but of a loss not the peaks of the first steps."""
-    counts = (steps > 0) & ((metric != "loss") | (steps >= steps[-1] / 10))
-    shown, first = values[:, counts], values[:, :1]
-    tops = [shown[np.isfinite(shown)].max(initial=0), first[np.isfinite(first)].max(initial=0)]
-    return float(max(tops))
+    late = line.steps >= (line.steps[-1] / 10 if metric == "loss" else 1)
+    shown = np.concatenate([line.errors[:, late].ravel(), line.errors[:, 0]])
+    return float(shown[np.isfinite(shown)].max(initial=0))
 
 
-def _draw_convergence(ax: Axes, one: Series, values: np.ndarray, colour: Any) -> None:
+def _draw_convergence(ax: Axes, one: Series, line: Line) -> None:
     """A dot on the mean curve at the mean step of the seeds that converged."""
     found = [s.step for s in one.at_convergence if not s.is_censored]
-    mean = mean_of_all(values).mean
-    known = np.isfinite(mean) & (one.run.steps > 0)
+    mean = mean_of_all(line.errors).mean
+    known = np.isfinite(mean) & (line.steps > 0)
     if found and known.any():
         step = float(np.mean(found))
-        y = np.interp(np.log(max(step, 1)), np.log(one.run.steps[known]), mean[known])
-        ax.plot([step], [y], **CONVERGENCE_MARK, color=colour)
+        y = np.interp(np.log(max(step, 1)), np.log(line.steps[known]), mean[known])
+        ax.plot([step], [y], **CONVERGENCE_MARK, color=line.colour)
 
 
 def _handles(series: Sequence[Series]) -> list[Line2D]:

@@ -79,7 +79,7 @@ def plot_pair(run: Run, ax: Axes | None = None) -> Axes:
         return build_figure(run).axes[0]
     lines = world_lines(run)
     _draw_errors(ax, run, lines)
-    _label_ends(ax, lines)
+    label_ends(ax, lines)
     return ax
 
 
@@ -157,7 +157,7 @@ def build_figure(run: Run, *, has_caption: bool = True) -> Figure:
         _draw_gaps(below, run, lines)
         for ax in (above, below):
             _draw_end_of_stream(ax, run)
-        _label_ends(above, lines)
+        label_ends(above, lines)
         above.set_xlabel("")
         above.set_title(title(run), loc="left")
         figure.align_ylabels()
@@ -185,7 +185,7 @@ def _draw_errors(ax: Axes, run: Run, lines: list[Line]) -> None:
         draw_seeds(ax, line.steps, line.errors, line.style, width=1.8)
     for n, line in zip(run.n_samples, lines[1:], strict=True):
         _draw_marks(ax, run, n, line.colour, line.steps, line.errors)
-    _set_steps_axis(ax, lines)
+    set_steps_axis(ax, lines)
     set_percent_axis(ax, "test error")
     tops = [line.errors[np.isfinite(line.errors)].max(initial=0) for line in lines]
     ax.set_ylim(0, 1.06 * max(tops) or 1)
@@ -216,7 +216,7 @@ def _draw_gaps(ax: Axes, run: Run, lines: list[Line]) -> None:
     if run.refused:
         note: dict[str, Any] = {"ha": "right", "color": "0.4", "fontsize": SMALL_PT}
         ax.text(0.99, 0.04, "a gap is left out: see below", transform=ax.transAxes, **note)
-    _set_steps_axis(ax, lines)
+    set_steps_axis(ax, lines)
     set_percent_axis(ax, "gap, real $-$ ideal")
     _leave_room_for_legend(ax)
     handles = [
@@ -321,12 +321,9 @@ def _legend_of_marks() -> list[Line2D]:
     ]
 
 
-def _set_steps_axis(ax: Axes, lines: list[Line]) -> None:
-    set_steps_axis(ax, max((int(line.steps[-1]) for line in lines if len(line.steps)), default=0))
-
-
-def set_steps_axis(ax: Axes, last: int) -> None:
-    """Steps from 1 to the last, on a log axis."""
+def set_steps_axis(ax: Axes, lines: list[Line]) -> None:
+    """SGD steps from 1 to the last of any line, on a log axis."""
+    last = max((int(line.steps[-1]) for line in lines if len(line.steps)), default=0)
     ax.set_xscale("log")
     ax.set_xlim(1, max(last, 10))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
@@ -335,7 +332,7 @@ def set_steps_axis(ax: Axes, last: int) -> None:
 
 
 def set_percent_axis(ax: Axes, label: str) -> None:
-    """Fractions as percent on the vertical axis."""
+    """Fractions as percent on the vertical axis, with a light grid."""
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
     ax.set_ylabel(label)
     ax.grid(axis="y", color="0.92", linewidth=0.8)
@@ -343,11 +340,11 @@ def set_percent_axis(ax: Axes, label: str) -> None:
 
 
 def percent(value: float) -> str:
-    """A fraction as percent, with three digits."""
+    """A fraction as text, with a minus sign that is one."""
     return f"{100 * value:.3g} %".replace("-", "\N{MINUS SIGN}")
 
 
-def _label_ends(ax: Axes, lines: list[Line]) -> None:
+def label_ends(ax: Axes, lines: list[Line]) -> None:
     """Name every line at its right end, nudged apart so that no two names overlap."""
     ends = []
     for line in (*lines[:1], *reversed(lines[1:])):  # of equal ends the larger N goes lower

@@ -49,13 +49,13 @@ class Recipe:
         """Samples that a run takes, fresh in the ideal world."""
         return self.n_steps * self.batch_size
 
-    def lr_at(self, step: int) -> float:
-        """The learning rate of the update after `step` updates."""
-        return self.optimizer.lr * self.schedule.factor(step, self.n_steps)
-
     def __reduce__(self) -> tuple[Any, ...]:
         """As its text, so that another process finds classes of a user's own by their file."""
         return Recipe.from_json, (self.to_json(),)
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the update after `step` updates."""
+        return self.optimizer.lr * self.schedule.factor(step, self.n_steps)
 
     def to_json(self) -> dict[str, Any]:
         """Every field; values as the text that names them."""

@@ -2,11 +2,20 @@
 
 import json
 import pickle
+from dataclasses import fields
 
 import pytest
 
 from bootstrap.errors import ConfigurationError
-from bootstrap.grid import Sweep, build_options, build_sweep, part_of, read_sweep
+from bootstrap.grid import (
+    OF_A_PAIR,
+    OF_THE_SWEEP,
+    Sweep,
+    build_options,
+    build_sweep,
+    part_of,
+    read_sweep,
+)
 from bootstrap.models import MLP
 from bootstrap.optimizers import SGD, AdamW
 from bootstrap.options import CompareOptions
@@ -37,6 +46,11 @@ def test_points_that_differ_in_n_and_seeds_alone_are_one_pair():
 def test_a_point_without_words_is_compare_without_options():
     assert build_options({}) == CompareOptions.of_preset("laptop")
     assert build_options({"preset": "smoke"}) == CompareOptions.of_preset("smoke")
+
+
+def test_every_option_of_compare_is_a_word_of_a_point_or_of_all_points():
+    known = {*OF_A_PAIR, *OF_THE_SWEEP, "recipe", "execution"}
+    assert known == {field.name for field in fields(CompareOptions)}
 
 
 def test_words_have_the_types_of_compare():
@@ -87,7 +101,7 @@ def test_defaults_are_for_points_that_do_not_say():
         ({"seeds": "4-0"}, "write 0-4 or 0,3"),
         ({"precision": "fp64"}, "--precision fp64: use one of"),
         ({"preset": "labtop"}, "unknown preset 'labtop'; did you mean 'laptop'?"),
-        ({"out": "there"}, "it is for the whole sweep"),
+        ({"out": "there"}, "it is for all points"),
         ({"keep_checkpoints": "at_eror"}, "did you mean 'at_errors'?"),
     ],
     ids=str,
