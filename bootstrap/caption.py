@@ -40,7 +40,14 @@ def about_training(run: Run, recipe: dict[str, Any]) -> str:
     n_steps = recipe.get("n_steps") or (int(run.steps[-1]) if len(run.steps) else 0)
     batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
     parts += [f"{n_steps:,} SGD steps{batch}"] if n_steps else []
+    parts += [f"both worlds from {start}"] if (start := about_start(run.config)) else []
     return ", ".join(parts) + "." if parts else ""
+
+
+def about_start(config: dict[str, Any]) -> str:
+    """What weights both worlds start from, if not from a seed's own."""
+    method = (config.get("init") or {}).get("method")
+    return f"weights pre-trained by {method}, with a head of zeros" if method else ""
 
 
 def about_test(config: dict[str, Any], recipe: dict[str, Any]) -> str:

@@ -200,8 +200,10 @@ def _compare(
     from bootstrap.forks import Control
     from bootstrap.pair import run_pair
     from bootstrap.plan import plan_pair
+    from bootstrap.pretrained import read_pretrained
 
     recipe = options.recipe
+    init = read_pretrained(options.init) if options.init else None
     plan = plan_pair(
         *(recipe, data, options.out),
         n_samples=options.n_samples,
@@ -209,6 +211,7 @@ def _compare(
         preset=options.preset,
         allow_reuse=options.allow_reuse,
         keep=keep,
+        init=init,
         overwrite=options.overwrite,
     )
     _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
@@ -216,6 +219,8 @@ def _compare(
         f"{format_spec(recipe.model, TABLES['model'])},"
         f" {recipe.n_steps:,} steps of {recipe.batch_size}"
     )
+    if init is not None:
+        _say(f"both worlds start from {init.path}, pre-trained by {init.card['method']}")
     _say(flags.describe())
     if options.dry_run:
         from bootstrap.cost import cost_lines
@@ -244,6 +249,7 @@ def _compare(
             allow_reuse=options.allow_reuse,
             overwrite=options.overwrite,
             keep=keep,
+            init=init,
             control=Control(
                 on_record=progress.on_record,
                 on_row=sinks.on_row,

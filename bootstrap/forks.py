@@ -101,7 +101,8 @@ class SeedRun:
         """The state at step 0, or a saved one."""
         plan = self.plan
         state = build_state(
-            *(plan.recipe, plan.manifest, plan.pool_n_samples, self.seed, plan.flags, self.ranks)
+            *(plan.recipe, plan.manifest, plan.pool_n_samples, self.seed, plan.flags, self.ranks),
+            init=plan.init,
         )
         if saved is not None:
             state.load(saved[0], saved[1]["state"])

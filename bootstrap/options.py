@@ -130,6 +130,9 @@ class CompareOptions:
     approximate from that step on"""
     overwrite: bool = False
     """delete the run first, if it exists"""
+    init: Path | None = None
+    """a checkpoint of `deep-bootstrap pretrain`: both worlds start from it, all seeds alike, with a
+    head of zeros"""
     save_test_results: bool = False
     """also save the probability of the true class and a correct bit per test image and evaluation
     (seed-<k>/<world>-test.npz)"""

@@ -34,6 +34,7 @@ from bootstrap.locks import locked
 from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
 from bootstrap.pool import Pool
+from bootstrap.pretrained import Pretrained
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
@@ -59,13 +60,15 @@ def run_pair(
     allow_reuse: bool = False,
     overwrite: bool = False,
     keep: Keep = Keep(),
+    init: Pretrained | None = None,
     control: Control = Control(),
     ranks: Ranks = ALONE,
 ) -> Path:
     """Train the ideal world and the real ones, write records, summary and figure.
 
     Returns the run's folder. With `allow_reuse` the stream may be too short: the ideal world then
-    re-uses samples, and its records say `approximate` from there. Raises ConfigurationError,
+    re-uses samples, and its records say `approximate` from there. With `init` all seeds of both
+    worlds start from those weights, and a head of zeros. Raises ConfigurationError,
     DataError, NotEnoughData (before anything is trained), NumericError or Interrupted (after
     saving; the same call goes on).
     The first of several `ranks` calls this, all others `bootstrap.follow.follow` meanwhile.
@@ -77,6 +80,7 @@ def run_pair(
         preset=preset,
         allow_reuse=allow_reuse,
         keep=keep,
+        init=init,
         overwrite=overwrite,
     )
     if overwrite or not plan.is_done(seeds):

@@ -15,6 +15,7 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
 from bootstrap.keep import Keep, agree
 from bootstrap.presets import PRESETS
+from bootstrap.pretrained import Pretrained
 from bootstrap.ranks import Ranks
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
@@ -37,6 +38,7 @@ class Plan:
     n_samples: tuple[int, ...]
     flags: Flags
     keep: Keep = Keep()
+    init: Pretrained | None = None  # what all seeds start from, instead of weights of their own
 
     @property
     def end(self) -> int:
@@ -90,26 +92,30 @@ def plan_pair(
     preset: str = "custom",
     allow_reuse: bool = False,
     keep: Keep = Keep(),
+    init: Pretrained | None = None,
     overwrite: bool = False,
 ) -> Plan:
     """Resolve a pair without training: find its folder, check that the stream is long enough.
 
     With `allow_reuse` a stream that is too short for the ideal world will do; of one that is long
     enough nothing is re-used all the same. A run that has begun keeps what it was begun with,
-    unless it is to be overwritten: ConfigurationError if `keep` asks for more.
+    unless it is to be overwritten: ConfigurationError if `keep` asks for more, and if `init` does
+    not fit the model or has seen the data.
     """
     Ranks(n=flags.ranks).share(recipe.batch_size)  # refuses what does not divide
     manifest = read_manifest(data)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
+    if init is not None:
+        init.check(recipe, manifest)
     pool_n_samples, known_n = manifest.n_stream, set()
     for path in sorted(out.glob(f"{preset}-????????/pair.json")):
         known = json.loads(path.read_bytes())
         pool_then = known.get("pool_n_samples", 0)
         if not needed <= pool_then <= pool_n_samples:
             continue
-        if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags):
+        if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags, init):
             pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
-    folder = out / run_name(preset, recipe, manifest, pool_n_samples, flags)
+    folder = out / run_name(preset, recipe, manifest, pool_n_samples, flags, init)
     return Plan(
         recipe=recipe,
         manifest=manifest,
@@ -119,6 +125,7 @@ def plan_pair(
         n_samples=tuple(sorted({*n_samples, *known_n})),
         flags=flags,
         keep=keep if overwrite else agree(folder, keep),
+        init=init,
     )
 
 
@@ -169,13 +176,18 @@ def is_data_of_preset(manifest: Manifest, preset: str) -> bool:
 
 
 def identity(
-    recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
+    recipe: Recipe,
+    manifest: Manifest,
+    pool_n_samples: int,
+    flags: Flags,
+    init: Pretrained | None = None,
 ) -> dict[str, Any]:
     """Everything that decides the numbers of a pair, whatever its seeds, N and folder."""
     own = {name: file_sha256(path) for name, path in recipe.own_files().items()}
     return {
         "schema": SCHEMA,
         **({"own_files": own} if own else {}),
+        **({"initial_weights": init.sha256} if init else {}),
         "recipe": recipe.non_default(),
         "data": data_hash(manifest, pool_n_samples),
         "pool_n_samples": pool_n_samples,
@@ -203,10 +215,15 @@ def data_hash(manifest: Manifest, pool_n_samples: int) -> str:
 
 
 def run_name(
-    preset: str, recipe: Recipe, manifest: Manifest, pool_n_samples: int, flags: Flags
+    preset: str,
+    recipe: Recipe,
+    manifest: Manifest,
+    pool_n_samples: int,
+    flags: Flags,
+    init: Pretrained | None = None,
 ) -> str:
     """The folder of a run: its preset and eight digits of its identity."""
-    text = canonical_json(identity(recipe, manifest, pool_n_samples, flags))
+    text = canonical_json(identity(recipe, manifest, pool_n_samples, flags, init))
     return f"{preset}-{sha256_hex(text.encode())[:8]}"
 
 
@@ -240,7 +257,10 @@ def write_pair_json(
         "every_step": plan.recipe.every_step,
         **plan.keep.to_json(),
         "pool_n_samples": plan.pool_n_samples,
-        "identity": identity(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags),
+        **({"init": plan.init.to_json()} if plan.init else {}),
+        "identity": identity(
+            *(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags), plan.init
+        ),
         "environment": environments[0],
         **({"resumed_with": environments[1:]} if environments[1:] else {}),
     }

@@ -28,6 +28,7 @@ from bootstrap.errors import NumericError
 from bootstrap.evaluate import evaluate
 from bootstrap.execution import Flags
 from bootstrap.feed import Feed
+from bootstrap.pretrained import Pretrained
 from bootstrap.randomness import Stream, integers, torch_seed
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import EVERY_STEP_N, Recipe
@@ -131,11 +132,17 @@ def build_state(
     seed: int,
     flags: Flags,
     ranks: Ranks = ALONE,
+    init: Pretrained | None = None,
 ) -> TrainState:
-    """Fresh weights that depend on the seed alone; the global random state is left as it was."""
+    """Fresh weights that depend on the seed alone, or those of `init`, whatever the seed.
+
+    The global random state is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.INIT))
         model = recipe.model.build(manifest.image_shape, manifest.n_classes)
+    if init is not None:
+        init.load_into(model)
     if ranks.n > 1 and flags.bn == "global":
         globalise_batch_norm(model, ranks)
     model = model.to(flags.torch_device).to(memory_format=torch.channels_last)
