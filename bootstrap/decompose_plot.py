@@ -1,0 +1,209 @@
+"""The figure of a design choice against its baseline, for one N. No torch, no pyplot.
+
+Above, the test error of both worlds of both runs, real solid and ideal dashed, with convergence
+marked; below, what the choice changes in the real world's error at convergence, as speed + time +
+residual, and at the last step.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from bootstrap.caption import about_data, about_test, about_training
+from bootstrap.curves import MIN_SEEDS, seeds_with_values, spread
+from bootstrap.decompose import PairCurves, decompose, matched, pair_curves, stopping
+from bootstrap.explain import common, differences, explain, explain_csv
+from bootstrap.files import pretty_json, replace
+from bootstrap.plot import (
+    CAPTION_COLUMNS,
+    CONVERGENCE_MARK,
+    MARGINS_INCH,
+    SIZE_INCH,
+    SMALL_PT,
+    STYLE,
+    Line,
+    draw_seeds,
+    label_ends,
+    mean_of_all,
+    percent,
+    render,
+    set_percent_axis,
+    set_steps_axis,
+    title,
+)
+from bootstrap.runlog import Run
+
+NAMES = ("baseline", "choice")
+BARS_INCH = 1.55  # the panel of the terms
+NEVER_MARK: dict[str, Any] = CONVERGENCE_MARK | {"marker": ">", "markersize": 9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """One of the two runs, as it is drawn."""
+
+    name: str
+    colour: Any
+    pair: PairCurves
+
+    @property
+    def lines(self) -> list[Line]:
+        """The ideal world's line and the real one's."""
+        worlds = {None: self.pair.ideal, 0: self.pair.real}
+        return [
+            Line(
+                n_samples=n,
+                colour=self.colour,
+                steps=self.pair.steps,
+                errors=seeds_with_values(errors),
+                label=f"{'ideal' if n is None else 'real'}, {self.name}",
+            )
+            for n, errors in worlds.items()
+        ]
+
+
+def write_explanation(baseline: Run, choice: Run, folder: Path) -> tuple[Path, ...]:
+    """Write explain.json, explain.csv and a figure for each N into `folder`; returns their paths.
+
+    Raises what `bootstrap.explain.explain` does, before anything is written.
+    """
+    explained = explain(baseline, choice)
+    contents = {
+        "explain.json": pretty_json(explained),
+        "explain.csv": explain_csv(baseline, choice),
+    }
+    for n in map(int, explained["n_samples"]):
+        figure = plot_choice(baseline, choice, n)
+        contents[f"explain-n{n}.png"] = render(figure, "png", {"Software": None})
+        contents[f"explain-n{n}.svg"] = render(figure, "svg", {"Date": None})
+    for name, content in contents.items():
+        replace(folder / name, content)
+    return tuple(folder / name for name in contents)
+
+
+def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
+    """The figure of two runs for one N, with its caption."""
+    seeds, _ = common(baseline, choice)
+    colours = matplotlib.color_sequences["petroff10"]
+    sides = [
+        Side(name=name, colour=colour, pair=pair_curves(run, n_samples, "error", seeds))
+        for name, colour, run in zip(NAMES, colours, (baseline, choice), strict=False)
+    ]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        text = textwrap.wrap(choice_caption(baseline, choice, n_samples), CAPTION_COLUMNS)
+        foot = 0.55 + 0.165 * len(text)  # inches: x axis, then caption lines
+        width, height = SIZE_INCH[0], foot + BARS_INCH + 0.62 + 3.0 + 0.3
+        figure.set_size_inches(width, height)
+        margins = {"left": MARGINS_INCH[0] / width, "right": 1 - MARGINS_INCH[1] / width}
+        vertical = {"bottom": foot / height, "top": 1 - 0.3 / height}
+        heights = {"height_ratios": (3.0, BARS_INCH), "hspace": 2 * 0.62 / (3.0 + BARS_INCH)}
+        above, below = figure.subplots(2, 1, gridspec_kw=margins | vertical | heights)
+        _draw_curves(above, sides)
+        _draw_terms(below, sides)
+        above.set_title(f"{title(choice)}, N = {n_samples:,}", loc="left")
+        figure.text(0.015, 0.015, "\n".join(text), fontsize=SMALL_PT, color="0.3", va="bottom")
+        return figure
+
+
+def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
+    """What a reader must know to judge the figure."""
+    seeds, _ = common(baseline, choice)
+    n_seeds, recipe = len(seeds), choice.config.get("recipe") or {}
+    what = "; ".join(differences(baseline, choice)) or "nothing that is recorded"
+    sentences = [
+        f"Choice ({choice.name}) and baseline ({baseline.name}) differ in {what}.",
+        *(about_data(choice.config), about_training(choice, recipe)),
+        "Speed: by learning faster from fresh samples; time: by converging later on re-used ones;"
+        " residual: change of the gap. They add up to the change at convergence.",
+    ]
+    if n_seeds >= MIN_SEEDS:
+        sentences.append(f"{n_seeds} seeds; bands and bars: Student-t 95 % intervals across seeds.")
+    else:
+        sentences.append(f"{n_seeds} seed{'s' if n_seeds > 1 else ''}, a dot each; no interval.")
+    sentences.append(about_test(choice.config, recipe))
+    for name, run in zip(NAMES, (baseline, choice), strict=True):
+        found = stopping(pair_curves(run, n_samples, "error", seeds))
+        if n_never := int(found.is_censored.sum()):
+            who = f"{n_never} of {n_seeds} seeds" if n_never < n_seeds else "which"
+            sentences.append(f"Of the {name}, {who} never converged: the last step stands for it.")
+    text = " ".join(sentence for sentence in sentences if sentence)
+    return text.replace("N = ", "N\xa0=\xa0")
+
+
+def _draw_curves(ax: Axes, sides: list[Side]) -> None:
+    """Four curves, and on each pair where its real world has converged."""
+    lines = [line for side in sides for line in side.lines]
+    for line in lines:
+        draw_seeds(ax, line.steps, line.errors, line.style, width=1.8)
+    for side in sides:
+        _draw_convergence(ax, side)
+    set_steps_axis(ax, lines)
+    set_percent_axis(ax, "test error")
+    tops = [line.errors[np.isfinite(line.errors)].max(initial=0) for line in lines]
+    ax.set_ylim(0, 1.06 * max(tops) or 1)
+    grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
+    handles = [Line2D([], [], **CONVERGENCE_MARK | grey, label="convergence (train error ≤ 1 %)")]
+    if any(stopping(side.pair).is_censored.all() for side in sides):
+        handles.append(Line2D([], [], **NEVER_MARK | grey, label="not converged"))
+    ax.legend(handles=handles, loc="lower left")
+    label_ends(ax, lines)
+
+
+def _draw_convergence(ax: Axes, side: Side) -> None:
+    """A mark on the real curve at the mean step of convergence, hollow on the ideal one."""
+    found, steps = stopping(side.pair), side.pair.steps
+    never = bool(found.is_censored.all())
+    step = float(steps[-1] if never else found.steps[~found.is_censored].mean())
+    for line in side.lines:
+        mean = mean_of_all(line.errors).mean
+        known = np.isfinite(mean) & (steps > 0)
+        if known.any() and steps[known][0] <= step <= steps[known][-1]:
+            y = np.interp(np.log(step), np.log(steps[known]), mean[known])
+            mark = NEVER_MARK if never else CONVERGENCE_MARK
+            if line.n_samples is None:
+                hollow = {"markerfacecolor": "white", "markeredgecolor": side.colour}
+                mark = mark | hollow | {"markersize": 6.5}
+            ax.plot([step], [y], **mark, color=side.colour, clip_on=False)
+
+
+def _draw_terms(ax: Axes, sides: list[Side]) -> None:
+    """A bar for each term and for the change at the last step; a dot for each seed."""
+    baseline, choice = (side.pair for side in sides)
+    terms = decompose(baseline, choice)
+    rows: dict[str, Float[np.ndarray, " n_seeds"]] = {
+        field.name: getattr(terms, field.name) for field in fields(terms)
+    }
+    change = matched(baseline, choice)
+    rows[f"step {int(change.steps[-1]):,}"] = change.real[:, -1]
+    for row, values in enumerate(rows.values()):
+        told = spread(values)
+        colour = "0.72" if row < 3 else sides[1].colour
+        ax.barh(row, told.mean, height=0.62, color=colour, zorder=2)
+        if np.isfinite(told.low):
+            ax.hlines(row, told.low, told.high, color="0.15", linewidth=1.4, zorder=4)
+        dots: dict[str, Any] = {"marker": "o", "linestyle": "none", "markersize": 3.5}
+        ax.plot(values, np.full(len(values), row), **dots, color="0.15", alpha=0.6, zorder=3)
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=1)
+    ax.axhline(2.5, color="0.8", linewidth=0.8, zorder=1)
+    ax.set_yticks(range(len(rows)), list(rows))
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x", color="0.92", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.margins(x=0.06)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
+    ax.set_xlabel("change in the real world's test error, choice $-$ baseline")

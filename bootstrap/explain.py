@@ -1,0 +1,240 @@
+"""Two runs, a baseline and a design choice: what the choice changes, and why. No torch.
+
+The numbers are those of `bootstrap.decompose`, for every N and seed that both runs have.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from bootstrap.curves import approximate_from, number, scalar_spread
+from bootstrap.decompose import (
+    PairCurves,
+    Stopping,
+    Terms,
+    decompose,
+    matched,
+    pair_curves,
+    stopping,
+)
+from bootstrap.errors import ConfigurationError, DataError
+from bootstrap.pairing import identity_differences
+from bootstrap.records import SCHEMA
+from bootstrap.runlog import METRICS, Run
+
+SAME = ("data", "pool_n_samples", "n_test")  # of two identities, or the runs share no test or seed
+
+
+def common(baseline: Run, choice: Run) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The seeds and the N of both.
+
+    ConfigurationError if there are none; DataError if other data or test images are behind them.
+    """
+    one, other = baseline.config.get("identity") or {}, choice.config.get("identity") or {}
+    values = [(name, one.get(name), other.get(name)) for name in SAME]
+    n_curve = "n_test_curve"
+    values += [(n_curve, baseline.config.get(n_curve), choice.config.get(n_curve))]
+    if differing := [name for name, a, b in values if a != b and None not in (a, b)]:
+        raise DataError(
+            f"{baseline.name} and {choice.name} cannot be compared, they differ in"
+            f" {', '.join(differing)}; run both with the same --data and --n-test-curve"
+        )
+    seeds = tuple(sorted({*baseline.seeds} & {*choice.seeds}))
+    n_samples = tuple(sorted({*baseline.n_samples} & {*choice.n_samples}))
+    for what, option, found in (("seed", "--seeds", seeds), ("N", "--n-samples", n_samples)):
+        if not found:
+            raise ConfigurationError(
+                f"{baseline.name} and {choice.name} have no {what} in common; extend one of them"
+                f" with `deep-bootstrap compare {option}`"
+            )
+    return seeds, n_samples
+
+
+def differences(baseline: Run, choice: Run) -> list[str]:
+    """What the choice is: the fields in which the two runs differ, with both values."""
+    return identity_differences(_decided(baseline), _decided(choice))
+
+
+def _decided(run: Run) -> dict[str, Any]:
+    """What was decided about a run, as far as people are told."""
+    identity, init = run.config.get("identity") or {}, run.config.get("init")
+    start = f"{init['method']} {init['weights_sha256'][:8]}" if init else "fresh"
+    return {
+        "recipe": run.config.get("recipe") or {},
+        "initial_weights": start,
+        **{key: identity[key] for key in ("own_files", "flags") if key in identity},
+    }
+
+
+def explain(baseline: Run, choice: Run) -> dict[str, Any]:
+    """The content of explain.json: the terms and the change at the last step, by N and score.
+
+    Means over the seeds of both runs with Student-t 95 % intervals, null below 3 seeds, of the
+    difference in each seed. Raises what `common` and `decompose` do.
+    """
+    seeds, n_samples = common(baseline, choice)
+    return {
+        "schema": SCHEMA,
+        "baseline": _about(baseline),
+        "choice": _about(choice),
+        "differences": differences(baseline, choice),
+        "seeds": list(seeds),
+        "interval": "Student-t 95 % across seeds, of per-seed differences; null below 3 seeds",
+        "n_test": choice.config.get("n_test"),
+        "n_test_curve": choice.config.get("n_test_curve"),
+        "n_samples": {str(n): _explain_n(baseline, choice, n, seeds) for n in n_samples},
+    }
+
+
+def _about(run: Run) -> dict[str, Any]:
+    recipe = run.config.get("recipe") or {}
+    told: dict[str, Any] = {key: recipe[key] for key in ("model", "optimizer") if key in recipe}
+    told |= {key: run.config[key] for key in ("init", "lr_pick") if key in run.config}
+    if (step := approximate_from(run)) is not None:
+        told["ideal_approximate_from"] = step
+    return {"run": run.name, "status": run.status, **told}
+
+
+def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict[str, Any]:
+    both = {m: tuple(pair_curves(r, n, m, seeds) for r in (baseline, choice)) for m in METRICS}
+    terms = {metric: decompose(*pairs) for metric, pairs in both.items()}
+    at = dict(zip(("baseline", "choice"), map(stopping, both["error"]), strict=True))
+    is_known = np.isfinite(terms["error"].total)
+    return {
+        "convergence": {name: _across(found, is_known) for name, found in at.items()},
+        **{
+            metric: {f.name: scalar_spread(list(getattr(found, f.name))) for f in fields(found)}
+            for metric, found in terms.items()
+        },
+        "final": _final(both),
+        "per_seed": {
+            str(seed): {
+                "convergence": {name: _of_seed(found, row) for name, found in at.items()},
+                **{
+                    metric: {f.name: number(getattr(found, f.name)[row]) for f in fields(found)}
+                    for metric, found in terms.items()
+                },
+            }
+            for row, seed in enumerate(seeds)
+            if is_known[row]
+        },
+        "left_out": [seed for row, seed in enumerate(seeds) if not is_known[row]],
+    }
+
+
+def _across(found: Stopping, is_known: Bool[np.ndarray, " n_seeds"]) -> dict[str, Any]:
+    """Convergence over the seeds that count; a mean over those that converged."""
+    converged = found.steps[is_known & ~found.is_censored]
+    return {
+        "step": scalar_spread([float(step) for step in converged]),
+        "n_censored": int((is_known & found.is_censored).sum()),
+        "n_seeds": int(is_known.sum()),
+    }
+
+
+def _of_seed(found: Stopping, row: int) -> dict[str, Any]:
+    return {"step": int(found.steps[row]), "censored": bool(found.is_censored[row])}
+
+
+def _final(both: dict[str, tuple[PairCurves, ...]]) -> dict[str, Any]:
+    """The change at the last step, which is what a user of the choice sees."""
+    changes = {metric: matched(*pairs) for metric, pairs in both.items()}
+    return {
+        "step": int(both["error"][0].steps[-1]),
+        **{
+            metric: {
+                name: scalar_spread(list(getattr(change, name)[:, -1]))
+                for name in ("real", "ideal", "gap")
+            }
+            for metric, change in changes.items()
+        },
+    }
+
+
+# ---------------------------------------------------------------- what is shown
+
+CSV_COLUMNS = (
+    *("n_samples", "seed", "step", "metric"),
+    *("baseline_real", "baseline_ideal", "choice_real", "choice_ideal"),
+    *("d_real", "d_ideal", "d_gap"),
+)
+
+
+def explain_csv(baseline: Run, choice: Run) -> bytes:
+    """A row per N, seed, common step and score: the four curves and their differences."""
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(CSV_COLUMNS)
+    seeds, n_samples = common(baseline, choice)
+    for n in n_samples:
+        for metric in METRICS:
+            one, other = (pair_curves(run, n, metric, seeds) for run in (baseline, choice))
+            change = matched(one, other)
+            _, at_one, at_other = np.intersect1d(one.steps, other.steps, return_indices=True)
+            columns = [one.real[:, at_one], one.ideal[:, at_one]]
+            columns += [other.real[:, at_other], other.ideal[:, at_other]]
+            columns += [change.real, change.ideal, change.gap]
+            for row, seed in enumerate(seeds):
+                for column, step in enumerate(change.steps):
+                    values = [c[row, column] for c in columns]
+                    shown = ["" if np.isnan(value) else float(value) for value in values]
+                    table.writerow([n, seed, int(step), metric, *shown])
+    return buffer.getvalue().encode()
+
+
+def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
+    """What a person reads: the choice, and its terms in test error by N."""
+    for name in ("baseline", "choice"):
+        about = explained[name]
+        start = f", from {about['init']['method']} weights" if "init" in about else ""
+        yield f"{name:<9} {about['run']}: {about.get('optimizer', '')}{start}".rstrip(": ")
+        if pick := about.get("lr_pick"):
+            yield f"{'':<9} {lr_line(pick)}"
+    yield f"they differ in {'; '.join(explained['differences']) or 'nothing that is recorded'}"
+    yield f"{'N':>8} {'':>9} {'change in test error':>22} {'95 % interval':>20}"
+    for n, found in explained["n_samples"].items():
+        for field in fields(Terms):
+            told = found["error"][field.name]
+            first = n if field.name == "speed" else ""
+            yield f"{first:>8} {field.name:>9} {_signed(told['mean']):>22} {_ends(told):>20}"
+        final = found["final"]["error"]["real"]
+        last = f"at step {found['final']['step']:,}"
+        yield f"{'':>8} {last:>9} {_signed(final['mean']):>15} {_ends(final):>20}"
+        yield from _notes(found)
+
+
+def lr_line(pick: dict[str, Any]) -> str:
+    """The learning rates that were tried, with their errors on the reference split."""
+    tried = ", ".join(
+        f"{row['lr']:g}: {'diverged' if row['error'] is None else format(row['error'], '.3f')}"
+        for row in pick["tried"]
+    )
+    return f"learning rate {pick['lr']:g}, picked by the error on `reference` ({tried})"
+
+
+def _notes(found: dict[str, Any]) -> Iterator[str]:
+    for name, at in found["convergence"].items():
+        mean = at["step"]["mean"]
+        when = "never converges" if mean is None else f"converges at step {mean:,.0f}"
+        if at["n_censored"] and mean is not None:
+            when += f", {at['n_censored']} of {at['n_seeds']} seeds never"
+        censored = " (censored: the last step stands for it)" if at["n_censored"] else ""
+        yield f"{'':>8} {name} {when}{censored}"
+    if found["left_out"]:
+        yield f"{'':>8} left out, a world has no record or failed: seeds {found['left_out']}"
+
+
+def _signed(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.4f}"
+
+
+def _ends(told: dict[str, Any]) -> str:
+    ends = told["interval_95"]
+    return f"{ends[0]:+.4f} to {ends[1]:+.4f}" if ends else f"none ({told['n_seeds']} seeds)"
