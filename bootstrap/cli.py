@@ -21,8 +21,10 @@ from bootstrap.keep import Keep
 from bootstrap.options import (
     CompareOptions,
     DoctorOptions,
+    ExplainOptions,
     GenerateOptions,
     PlotOptions,
+    PretrainOptions,
     ReportOptions,
     ReproduceOptions,
     SweepOptions,
@@ -47,8 +49,10 @@ from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
     from bootstrap.execution import Flags
+    from bootstrap.pretrained import Pretrained
     from bootstrap.problems import Report
     from bootstrap.ranks import Ranks
+    from bootstrap.recipe import Recipe
     from generators.write import Labelling, MakeAll, Source
 
 log = logging.getLogger("deep-bootstrap")
@@ -70,6 +74,8 @@ def generate(argv: list[str]) -> None:
         raise ConfigurationError(f"--n {options.n}: give at least one stream image")
     n_stream = -(-(options.n or spec.n_stream) // BLOCK) * BLOCK
     sizes = {**spec.sizes, "stream": n_stream}
+    if options.n_pretrain:
+        sizes = {"pretrain": options.n_pretrain, **sizes}
     flags = options.execution.resolve("denoiser", sum(sizes.values()))
     from generators.build import build_labelling, build_source
 
@@ -202,8 +208,10 @@ def _compare(
     from bootstrap.plan import plan_pair
     from bootstrap.pretrained import read_pretrained
 
-    recipe = options.recipe
+    recipe, pick = options.recipe, None
     init = read_pretrained(options.init) if options.init else None
+    if options.pick_lr:
+        recipe, pick = _pick_lr(options, data, flags, init, ranks)
     plan = plan_pair(
         *(recipe, data, options.out),
         n_samples=options.n_samples,
@@ -250,6 +258,7 @@ def _compare(
             overwrite=options.overwrite,
             keep=keep,
             init=init,
+            lr_pick=pick,
             control=Control(
                 on_record=progress.on_record,
                 on_row=sinks.on_row,
@@ -291,6 +300,83 @@ def reproduce(argv: list[str]) -> None:
             print(line, flush=True)
 
 
+def _pick_lr(
+    options: CompareOptions, data: Path, flags: Flags, init: Pretrained | None, ranks: Ranks
+) -> tuple[Recipe, dict[str, Any] | None]:
+    """The recipe with the best learning rate, and how it was found; a dry run trains none."""
+    from bootstrap.explain import lr_line
+    from bootstrap.pick_lr import Picking, pick_lr, with_lr
+
+    if ranks.n > 1:
+        raise ConfigurationError("--pick-lr and torchrun: pick in one process, then give the rate")
+    picking = Picking(
+        recipe=options.recipe,
+        data=data,
+        values=options.pick_lr,
+        n_samples=max(options.n_samples),
+        n_steps=options.pick_lr_steps or max(options.recipe.n_steps // 4, 1),
+        flags=flags.stacked(1),
+        init=init,
+    )
+    known = picking.read(options.out)
+    if known is None and options.dry_run:
+        _say(
+            f"--pick-lr would first train {len(picking.values)} real worlds of"
+            f" {picking.n_steps:,} steps; the rest is for lr {options.recipe.optimizer.lr:g}"
+        )
+        return options.recipe, None
+    with StopRequest(_say) as stop:
+        pick = known or pick_lr(picking, options.out, stop.is_requested)
+    _say(lr_line(pick))
+    return with_lr(options.recipe, pick["lr"]), pick
+
+
+def pretrain(argv: list[str]) -> None:
+    """pretrain: weights that `compare --init` starts both worlds from"""
+    name = _early_option(argv, "--preset", "laptop")
+    preset = build_preset(name)
+    options = _parse(
+        PretrainOptions, argv, "pretrain", PretrainOptions(preset=name, recipe=preset.recipe)
+    )
+    data = options.data or Path("data") / preset.data.name
+    recipe = options.recipe
+    flags = options.execution.resolve("classifier", recipe.n_draws)
+    from tqdm import tqdm
+
+    from bootstrap.pretexts import METHODS
+    from bootstrap.pretrain import Corpus, Watch, convert, pretrain
+    from bootstrap.timm_weights import TimmWeights
+
+    method = parse_spec(options.method, METHODS, "method", may_import=False)
+    if isinstance(method, TimmWeights):
+        print(convert(recipe, method, data, options.weights))
+        return
+    corpus = Corpus(
+        data=data, split=options.split, classes=options.classes, n_samples=options.n_images
+    )
+    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
+    _say(f"{format_spec(recipe.model, TABLES['model'])}, {options.method}, {flags.describe()}")
+    with (
+        StopRequest(_say) as stop,
+        tqdm(total=recipe.n_steps, unit="steps", **bar_settings()) as bar,
+    ):
+
+        def on_step(step: Any) -> None:
+            bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
+            bar.update(step.step + 1 - bar.n)
+
+        pretrain(
+            *(recipe, method, corpus, options.weights),
+            seed=options.seed,
+            flags=flags,
+            watch=Watch(
+                on_step=on_step,
+                is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
+            ),
+        )
+    print(options.weights)
+
+
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
     options = _parse(PlotOptions, argv, "plot")
@@ -318,6 +404,23 @@ def plot(argv: list[str]) -> None:
     if options.tensorboard is not None:
         for folder in write_tensorboard(runs, options.path, options.tensorboard):
             print(folder)
+
+
+def explain_(argv: list[str]) -> None:
+    """explain: why a design choice helps: speed, time, residual of two saved runs"""
+    positional = (tyro.conf.PositionalRequiredArgs,)
+    options = _parse(ExplainOptions, argv, "explain", markers=positional)
+    from bootstrap.decompose_plot import write_explanation
+    from bootstrap.explain import explain_lines
+    from bootstrap.runlog import load_run
+
+    baseline, choice = load_run(options.baseline), load_run(options.choice)
+    folder = options.out or choice.path / "explain" / baseline.name
+    explained, paths = write_explanation(baseline, choice, folder)
+    for line in explain_lines(explained):
+        print(line)
+    for path in paths:
+        print(path)
 
 
 def report(argv: list[str]) -> None:
@@ -440,6 +543,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": compare,
     "sweep": sweep,
     "reproduce": reproduce,
+    "explain": explain_,
+    "pretrain": pretrain,
     "plot": plot,
     "report": report,
     "verify": verify,

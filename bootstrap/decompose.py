@@ -131,30 +131,30 @@ def decompose(baseline: PairCurves, choice: PairCurves) -> Terms:
     """
     _check_length(baseline, choice)
     tau_0, tau_c = stopping(baseline).steps, stopping(choice).steps
-    i_0, i_c = (
-        {tau: score_at(pair.steps, pair.ideal, when) for tau, when in (("0", tau_0), ("c", tau_c))}
+    i0_at_0, i0_at_c, ic_at_0, ic_at_c = (
+        score_at(pair.steps, pair.ideal, tau)
         for pair in (baseline, choice)
+        for tau in (tau_0, tau_c)
     )
     r_0 = score_at(baseline.steps, baseline.real, tau_0)
     r_c = score_at(choice.steps, choice.real, tau_c)
-    return Terms(
-        speed=((i_c["0"] - i_0["0"]) + (i_c["c"] - i_0["c"])) / 2,
-        time=((i_c["c"] - i_c["0"]) + (i_0["c"] - i_0["0"])) / 2,
-        residual=(r_c - i_c["c"]) - (r_0 - i_0["0"]),
-        total=r_c - r_0,
-    )
+    speed = ((ic_at_0 - i0_at_0) + (ic_at_c - i0_at_c)) / 2
+    time = ((ic_at_c - ic_at_0) + (i0_at_c - i0_at_0)) / 2
+    residual = (r_c - ic_at_c) - (r_0 - i0_at_0)
+    is_whole = np.isfinite(speed + time + residual)  # or the means would be over different seeds
+    total = np.where(is_whole, r_c - r_0, np.nan)
+    return Terms(speed=speed, time=time, residual=residual, total=total)
 
 
 def matched(baseline: PairCurves, choice: PairCurves) -> Matched:
     """The change at every step at which both were evaluated."""
     _check_length(baseline, choice)
     steps, here, there = np.intersect1d(baseline.steps, choice.steps, return_indices=True)
-    return Matched(
-        steps=steps,
-        real=choice.real[:, there] - baseline.real[:, here],
-        ideal=choice.ideal[:, there] - baseline.ideal[:, here],
-        gap=choice.gap[:, there] - baseline.gap[:, here],
-    )
+    real = choice.real[:, there] - baseline.real[:, here]
+    ideal = choice.ideal[:, there] - baseline.ideal[:, here]
+    gap = choice.gap[:, there] - baseline.gap[:, here]
+    real, ideal = (np.where(np.isfinite(gap), change, np.nan) for change in (real, ideal))
+    return Matched(steps=steps, real=real, ideal=ideal, gap=gap)
 
 
 def _check_length(baseline: PairCurves, choice: PairCurves) -> None:

@@ -74,8 +74,12 @@ class Side:
         ]
 
 
-def write_explanation(baseline: Run, choice: Run, folder: Path) -> tuple[Path, ...]:
-    """Write explain.json, explain.csv and a figure for each N into `folder`; returns their paths.
+def write_explanation(
+    baseline: Run, choice: Run, folder: Path
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Write explain.json, explain.csv and a figure for each N into `folder`.
+
+    Returns the content of explain.json and the paths.
 
     Raises what `bootstrap.explain.explain` does, before anything is written.
     """
@@ -90,7 +94,7 @@ def write_explanation(baseline: Run, choice: Run, folder: Path) -> tuple[Path, .
         contents[f"explain-n{n}.svg"] = render(figure, "svg", {"Date": None})
     for name, content in contents.items():
         replace(folder / name, content)
-    return tuple(folder / name for name in contents)
+    return explained, tuple(folder / name for name in contents)
 
 
 def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:

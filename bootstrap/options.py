@@ -91,6 +91,8 @@ class GenerateOptions:
     pipeline: Path | None = None
     """a local diffusers pipeline without classes (safetensors), labelled by the teacher: short for
     --source "pipeline(folder='DIR')" --labels teacher"""
+    n_pretrain: int = 0
+    """images of the split `pretrain`, which no world sees: for `deep-bootstrap pretrain`"""
     labels: str | None = None
     """conditional, teacher or agree"""
     teacher: Path | None = None
@@ -133,6 +135,11 @@ class CompareOptions:
     init: Path | None = None
     """a checkpoint of `deep-bootstrap pretrain`: both worlds start from it, all seeds alike, with a
     head of zeros"""
+    pick_lr: tuple[float, ...] = ()
+    """try these learning rates first, in short real-world runs that are scored on the `reference`
+    split, and train with the best: to compare inits, give each the same values"""
+    pick_lr_steps: int | None = None
+    """how many steps these runs take; by default a quarter of --n-steps"""
     save_test_results: bool = False
     """also save the probability of the true class and a correct bit per test image and evaluation
     (seed-<k>/<world>-test.npz)"""
@@ -214,6 +221,34 @@ class ReproduceOptions(SweepRun):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PretrainOptions:
+    """Make weights for `compare --init` from data that no world of the comparison sees. Running it
+    again resumes; a finished one is left alone."""
+
+    preset: str = "laptop"
+    """where model, optimiser and the other defaults below come from"""
+    method: str = "rotation"
+    """rotation, masked_patches(fraction=0.6) (vit), next_pixel (pixel_transformer), supervised, or
+    timm(name='vit_tiny_patch16_224.augreg_in21k', file='FILE'): weights of timm, made to fit"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    split: str = "pretrain"
+    """pretrain (`generate --n-pretrain N` makes it), or the stream of another data set"""
+    classes: tuple[int, ...] = ()
+    """only images of these classes, by number"""
+    n_images: int | None = None
+    """only the first so many images"""
+    weights: Path = Path("build/pretrained.safetensors")
+    """where the weights go; their card is beside them, as .json"""
+    seed: int = 0
+    """of the initial weights, the order of the images and the draws of the method"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: Recipe = field(default_factory=Recipe)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlotOptions:
     """Draw the figure of every run under a folder again; needs neither torch nor data."""
 
@@ -225,6 +260,20 @@ class PlotOptions:
     """draw scatter.png too: real against ideal soft-error at convergence, a point per run and N"""
     tensorboard: Path | None = None
     """also make TensorBoard files of the runs' records, under this folder"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainOptions:
+    """Say why a design choice changes the real world's error: it learns faster from fresh samples
+    (speed), or converges later on re-used ones (time). Needs neither torch nor data."""
+
+    baseline: Positional[Path]
+    """the run without the choice"""
+    choice: Positional[Path]
+    """the run with it: same data, N, seeds and number of steps"""
+    out: Path | None = None
+    """folder of explain.json, explain.csv and the figures; by default
+    <choice>/explain/<baseline's name>"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace as with_fields
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bootstrap.cost import bytes_to_come
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
@@ -61,6 +61,7 @@ def run_pair(
     overwrite: bool = False,
     keep: Keep = Keep(),
     init: Pretrained | None = None,
+    lr_pick: dict[str, Any] | None = None,
     control: Control = Control(),
     ranks: Ranks = ALONE,
 ) -> Path:
@@ -68,7 +69,8 @@ def run_pair(
 
     Returns the run's folder. With `allow_reuse` the stream may be too short: the ideal world then
     re-uses samples, and its records say `approximate` from there. With `init` all seeds of both
-    worlds start from those weights, and a head of zeros. Raises ConfigurationError,
+    worlds start from those weights, and a head of zeros; `lr_pick` says how the learning rate was
+    chosen (`bootstrap.pick_lr`). Raises ConfigurationError,
     DataError, NotEnoughData (before anything is trained), NumericError or Interrupted (after
     saving; the same call goes on).
     The first of several `ranks` calls this, all others `bootstrap.follow.follow` meanwhile.
@@ -89,7 +91,7 @@ def run_pair(
     with locked(plan.folder):
         if overwrite:
             _clear(plan.folder)
-        write_pair_json(plan, preset, seeds, is_done=plan.is_done(seeds))
+        write_pair_json(plan, preset, seeds, is_done=plan.is_done(seeds), lr_pick=lr_pick)
         remove_leftovers(plan.folder)
         flags.apply()
         try:

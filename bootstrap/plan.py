@@ -228,15 +228,21 @@ def run_name(
 
 
 def write_pair_json(
-    plan: Plan, preset: str, seeds: Sequence[int], *, is_done: bool = False
+    plan: Plan,
+    preset: str,
+    seeds: Sequence[int],
+    *,
+    is_done: bool = False,
+    lr_pick: dict[str, Any] | None = None,
 ) -> None:
-    """Say what the run is, before anything is trained; seeds and N of earlier calls are kept.
+    """Say what the run is, before anything is trained; what earlier calls said of it is kept.
 
     Unless all `is_done`, other versions than those it was begun with are recorded, and a warning.
     """
     path = plan.folder / "pair.json"
     known = json.loads(path.read_bytes()) if path.exists() else {}
     environments = known_environments(known)
+    lr_pick = lr_pick or known.get("lr_pick")
     if not (environments and is_done):
         environments = with_present(environments, plan)
     value = {
@@ -258,6 +264,7 @@ def write_pair_json(
         **plan.keep.to_json(),
         "pool_n_samples": plan.pool_n_samples,
         **({"init": plan.init.to_json()} if plan.init else {}),
+        **({"lr_pick": lr_pick} if lr_pick else {}),
         "identity": identity(
             *(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags), plan.init
         ),

@@ -53,13 +53,7 @@ class Pretrained:
         """
         own, head = model.state_dict(), head_names(model)
         body = {name: tensor for name, tensor in own.items() if name not in head}
-        if found := mismatches(body, self.tensors):
-            more = f" and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
-            raise ConfigurationError(
-                f"{self.path} does not fit the model, it was made for {self.card.get('model')}:"
-                f" {'; '.join(found[:N_NAMED])}{more}; give the --model it was made for, or make"
-                " one for this model with `deep-bootstrap pretrain`"
-            )
+        refuse_mismatches(body, self.tensors, str(self.path), str(self.card.get("model")))
         zeros = {name: torch.zeros_like(own[name]) for name in head}
         model.load_state_dict(self.tensors | zeros)
 
@@ -87,6 +81,18 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
         raise ConfigurationError("the model has no linear layer, so no head that could be replaced")
     prefix = f"{linear[-1]}." if linear[-1] else ""
     return tuple(name for name in model.state_dict() if name.startswith(prefix))
+
+
+def refuse_mismatches(
+    wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], what: str, of: str
+) -> None:
+    """ConfigurationError naming the tensors unless all that are wanted are given."""
+    if found := mismatches(wanted, given):
+        more = f" and {len(found) - N_NAMED} more" if len(found) > N_NAMED else ""
+        raise ConfigurationError(
+            f"{what} ({of}) does not fit the model: {'; '.join(found[:N_NAMED])}{more};"
+            " give the --model that it is of, or other weights"
+        )
 
 
 def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:

@@ -32,6 +32,7 @@ class Stream(IntEnum):
     DENOISER_NOISE = 11
     BOOTSTRAP = 12
     ARCHITECTURE = 13
+    PRETRAIN = 20
 
 
 def bits(seed: int, stream: Stream, *coordinates: int, n: int) -> UInt64[np.ndarray, " n"]:

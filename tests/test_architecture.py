@@ -15,6 +15,7 @@ WITHOUT_TORCH = (
     "bootstrap.presets",
     "bootstrap.runlog",
     "bootstrap.curves",
+    "bootstrap.decompose_plot",
     "bootstrap.plot",
     "bootstrap.grid",
     "bootstrap.overlay",

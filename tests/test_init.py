@@ -294,10 +294,14 @@ def test_the_command_starts_both_worlds_from_a_checkpoint(
 def test_the_command_says_in_one_line_why_a_checkpoint_will_not_do(
     deep_bootstrap, toy_data, plain, tmp_path
 ):
-    words = ("compare", "--preset", "smoke", "--data", toy_data, "--out", tmp_path, *PLAIN)
+    words = ("compare", "--preset", "smoke", "--n-steps", "12", *PLAIN)
+    words += ("--data", toy_data, "--out", tmp_path / "out")
     code, _, err = deep_bootstrap(*words, "--init", plain)
     last = err.splitlines()[-1]
-    assert (code, last.startswith(f"deep-bootstrap: {plain} does not fit the model")) == (2, True)
+    assert (
+        code,
+        last.startswith(f"deep-bootstrap: {plain} (mlp(width=8, depth=1)) does not fit the"),
+    ) == (2, True)
     plain.write_bytes(b"")
     code, _, err = deep_bootstrap(*words, "--init", plain)
     assert (code, "is corrupt" in err.splitlines()[-1]) == (3, True)
