@@ -326,7 +326,8 @@ def test_the_readme_commands_lead_from_nothing_to_an_explanation(
     whole = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
     readme.write_text(whole.split("## Pre-training, and why it helps")[1].split("\n## ")[0])
     found = commands_of(readme)
-    assert [words[0] for words in found] == ["generate", "pretrain", "compare", "compare", "explain"]
+    kinds = ["generate", "pretrain", "compare", "compare", "explain"]
+    assert [words[0] for words in found] == kinds
     monkeypatch.chdir(tmp_path)
     short = {"generate": ("--n", 1_024), "pretrain": ("--n-steps", 24)}
     short["compare"] = ("--n-steps", 24, "--n-samples", 200)
