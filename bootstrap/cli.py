@@ -304,7 +304,7 @@ def _pick_lr(
     options: CompareOptions, data: Path, flags: Flags, init: Pretrained | None, ranks: Ranks
 ) -> tuple[Recipe, dict[str, Any] | None]:
     """The recipe with the best learning rate, and how it was found; a dry run trains none."""
-    from bootstrap.explain import lr_line
+    from bootstrap.explanation import lr_line
     from bootstrap.pick_lr import Picking, pick_lr, with_lr
 
     if ranks.n > 1:
@@ -344,7 +344,7 @@ def pretrain(argv: list[str]) -> None:
     from tqdm import tqdm
 
     from bootstrap.pretexts import METHODS
-    from bootstrap.pretrain import Corpus, Watch, convert, pretrain
+    from bootstrap.pretraining import Corpus, Job, Watch, convert, pretrain
     from bootstrap.timm_weights import TimmWeights
 
     method = parse_spec(options.method, METHODS, "method", may_import=False)
@@ -354,6 +354,7 @@ def pretrain(argv: list[str]) -> None:
     corpus = Corpus(
         data=data, split=options.split, classes=options.classes, n_samples=options.n_images
     )
+    job = Job(recipe=recipe, method=method, corpus=corpus, seed=options.seed, flags=flags)
     deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
     _say(f"{format_spec(recipe.model, TABLES['model'])}, {options.method}, {flags.describe()}")
     with (
@@ -365,15 +366,11 @@ def pretrain(argv: list[str]) -> None:
             bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
             bar.update(step.step + 1 - bar.n)
 
-        pretrain(
-            *(recipe, method, corpus, options.weights),
-            seed=options.seed,
-            flags=flags,
-            watch=Watch(
-                on_step=on_step,
-                is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
-            ),
+        watch = Watch(
+            on_step=on_step,
+            is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
         )
+        pretrain(job, options.weights, watch)
     print(options.weights)
 
 
@@ -411,7 +408,7 @@ def explain_(argv: list[str]) -> None:
     positional = (tyro.conf.PositionalRequiredArgs,)
     options = _parse(ExplainOptions, argv, "explain", markers=positional)
     from bootstrap.decompose_plot import write_explanation
-    from bootstrap.explain import explain_lines
+    from bootstrap.explanation import explain_lines
     from bootstrap.runlog import load_run
 
     baseline, choice = load_run(options.baseline), load_run(options.choice)

@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter
 from bootstrap.caption import about_data, about_test, about_training
 from bootstrap.curves import MIN_SEEDS, seeds_with_values, spread
 from bootstrap.decompose import PairCurves, decompose, matched, pair_curves, stopping
-from bootstrap.explain import common, differences, explain, explain_csv
+from bootstrap.explanation import common, differences, explain, explain_csv
 from bootstrap.files import pretty_json, replace
 from bootstrap.plot import (
     CAPTION_COLUMNS,
@@ -81,7 +81,7 @@ def write_explanation(
 
     Returns the content of explain.json and the paths.
 
-    Raises what `bootstrap.explain.explain` does, before anything is written.
+    Raises what `bootstrap.explanation.explain` does, before anything is written.
     """
     explained = explain(baseline, choice)
     contents = {

@@ -4,7 +4,7 @@
     <name>.json          the card: method, model, data, steps, seed, sha256 of the weights
 
 Both worlds of a pair may start from one, all seeds alike: the whole model is fine-tuned, with a
-head of zeros. `bootstrap.pretrain` makes them.
+head of zeros. `bootstrap.pretraining` makes them.
 """
 
 from __future__ import annotations

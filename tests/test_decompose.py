@@ -15,7 +15,7 @@ from synthetic_runs import GRID, configure, finish, record, write_run, write_wor
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
 from bootstrap.decompose_plot import choice_caption, plot_choice, write_explanation
 from bootstrap.errors import ConfigurationError, DataError
-from bootstrap.explain import common, explain, explain_lines
+from bootstrap.explanation import common, explain, explain_lines
 from bootstrap.runlog import load_run
 
 N = (20, 160)  # of synthetic runs: the first converges by step 32, the other never

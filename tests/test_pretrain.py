@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -14,13 +15,14 @@ from tiny_pair import PLAIN, TINY
 
 from bootstrap.errors import ConfigurationError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
+from bootstrap.locks import locked
 from bootstrap.models import MLP, PixelTransformer, ViT
 from bootstrap.optimizers import SGD, AdamW, Constant
 from bootstrap.plan import data_hash
 from bootstrap.pool import Pool
 from bootstrap.pretexts import MaskedPatches, NextPixel, Rotation, Supervised
-from bootstrap.pretrain import Corpus, Watch, build_state, pretrain
 from bootstrap.pretrained import head_names, read_pretrained
+from bootstrap.pretraining import Corpus, Job, Watch, build_state, pretrain
 from bootstrap.shards import read_manifest
 from generators.toy import ToySource
 from generators.write import generate
@@ -44,8 +46,18 @@ def images(n=6, side=8):
     return torch.sin(at**1.5).float().reshape(n, 3, side, side)
 
 
-def make(recipe, method, data, path, **options):
-    return pretrain(recipe, method, Corpus(data=data), path, flags=FLAGS, **options)
+def job(recipe, method, data, **options):
+    corpus = Corpus(data=data, **options.pop("corpus", {}))
+    return Job(recipe=recipe, method=method, corpus=corpus, flags=FLAGS, **options)
+
+
+def make(recipe, method, data, path, watch=Watch(), **options):
+    return pretrain(job(recipe, method, data, **options), path, watch)
+
+
+def stop_before(n_steps, steps):
+    """Asks for a stop once a step is the last before so many; steps are noted."""
+    return Watch(on_step=steps.append, is_interrupted=lambda: steps[-1].step + 1 == n_steps)
 
 
 # ---------------------------------------------------------------- the split
@@ -100,9 +112,8 @@ def test_a_corpus_of_n_samples_holds_the_first(data):
     ],
 )
 def test_a_corpus_that_there_is_not_is_refused(data, tmp_path, options, error, said):
-    corpus = Corpus(data=data, **options)
     with pytest.raises(error, match=said):
-        pretrain(TINY, Rotation(), corpus, tmp_path / "w.safetensors", flags=FLAGS)
+        make(TINY, Rotation(), data, tmp_path / "w.safetensors", corpus=options)
 
 
 def test_a_data_set_without_the_split_is_refused_with_the_command_that_makes_it(toy_data, tmp_path):
@@ -224,7 +235,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(data, mad
 @pytest.mark.parametrize("n_steps", [1, 7])
 def test_what_was_stopped_goes_on_to_the_same_bytes(data, made, tmp_path, n_steps):
     steps, path = [], tmp_path / "w.safetensors"
-    stop = Watch(on_step=steps.append, is_interrupted=lambda: len(steps) == n_steps)
+    stop = stop_before(n_steps, steps)
     with pytest.raises(Interrupted, match=f"stopped at step {n_steps}; run it again"):
         make(PERCEPTRON, Rotation(), data, path, watch=stop)
     assert not path.exists()
@@ -236,11 +247,27 @@ def test_what_was_stopped_goes_on_to_the_same_bytes(data, made, tmp_path, n_step
 
 def test_what_was_stopped_in_another_way_is_not_gone_on_with(data, made, tmp_path):
     steps, path = [], tmp_path / "w.safetensors"
-    stop = Watch(on_step=steps.append, is_interrupted=lambda: len(steps) == 3)
+    stop = stop_before(3, steps)
     with pytest.raises(Interrupted):
         make(PERCEPTRON, Rotation(), data, path, seed=1, watch=stop)
     make(PERCEPTRON, Rotation(), data, path)
     assert path.read_bytes() == made.read_bytes()
+
+
+def test_the_states_of_another_job_do_not_stand_in_for_ones_own(data, made, tmp_path):
+    path = tmp_path / "w.safetensors"
+    for seed, n_steps in ((1, 9), (1, 10), (0, 3), (0, 12)):  # later states of seed 1 come first
+        steps = []
+        with suppress(Interrupted):
+            watch = stop_before(n_steps, steps)
+            make(PERCEPTRON, Rotation(), data, path, seed=seed, watch=watch)
+    assert [step.step for step in steps] == list(range(3, 12))
+    assert path.read_bytes() == made.read_bytes()
+
+
+def test_two_processes_do_not_make_the_same_weights(data, tmp_path):
+    with locked(tmp_path / "w.work"), pytest.raises(ConfigurationError, match="being written by"):
+        make(PERCEPTRON, Rotation(), data, tmp_path / "w.safetensors")
 
 
 def test_finished_weights_are_left_alone(data, made, updates):
@@ -256,7 +283,7 @@ def test_other_weights_are_not_overwritten(data, made):
 
 def test_the_global_generator_is_left_as_it_was(data):
     before = torch.random.get_rng_state()
-    build_state(TINY, Rotation(), Corpus(data=data), 0, FLAGS)
+    build_state(job(TINY, Rotation(), data))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -14,8 +14,8 @@ from tiny_pair import PLAIN, TINY
 
 from bootstrap.errors import ConfigurationError, DataError
 from bootstrap.models import MLP, Timm, ViT
-from bootstrap.pretrain import convert
 from bootstrap.pretrained import read_pretrained
+from bootstrap.pretraining import convert
 from bootstrap.shards import read_manifest
 from bootstrap.timm_weights import TimmWeights, fold_normalisation
 from bootstrap.train import build_state

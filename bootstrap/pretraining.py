@@ -1,6 +1,8 @@
 """Makes a checkpoint for `compare --init`: trains a model on data that no world of a pair sees.
 
-    pretrain(recipe, Rotation(), Corpus(data=Path("data/small-v2")), Path("build/w.safetensors"))
+    corpus = Corpus(data=Path("data/small-v2"))
+    job = Job(recipe=recipe, method=Rotation(), corpus=corpus, flags=flags)
+    pretrain(job, Path("build/rotation.safetensors"))
 
 Every draw is a function of (seed, step), so what was stopped goes on to the same bytes.
 """
@@ -8,6 +10,7 @@ Every draw is a function of (seed, step), so what was stopped goes on to the sam
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -34,6 +37,7 @@ from bootstrap.environment import describe_environment
 from bootstrap.errors import ConfigurationError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.feed import read_ahead
+from bootstrap.locks import locked
 from bootstrap.pool import Pool
 from bootstrap.pretexts import METHODS, Method, Objective
 from bootstrap.pretrained import about_data, card_path, write_pretrained
@@ -45,6 +49,7 @@ from bootstrap.timm_weights import TimmWeights
 from bootstrap.worlds import World
 
 SPLITS = ("pretrain", "stream")
+NAME = "step"  # of the states that are saved on the way
 N_LAST = 50  # steps that the card's last loss is a mean over
 
 
@@ -142,105 +147,123 @@ class Watch:
     checkpoint_every_s: float = 60.0
 
 
-def pretrain(
-    recipe: Recipe,
-    method: Method,
-    corpus: Corpus,
-    path: Path,
-    *,
-    seed: int = 0,
-    flags: Flags,
-    watch: Watch = Watch(),
-) -> Path:
-    """Train for `recipe.n_steps` steps and write weights and card; returns `path`.
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What decides every byte of the weights. Of the recipe, evaluation does not count."""
+
+    recipe: Recipe
+    method: Method
+    corpus: Corpus
+    seed: int = 0
+    flags: Flags
+
+    def card(self, n_samples: int) -> dict[str, Any]:
+        """What is known beforehand."""
+        return {
+            "method": format_spec(self.method, METHODS),
+            "seed": self.seed,
+            "recipe": self.recipe.to_json(),
+            "data": about_data(
+                self.corpus.manifest, self.corpus.split, n_samples, self.corpus.classes
+            ),
+            "flags": self.flags.to_json(),
+        }
+
+
+def pretrain(job: Job, path: Path, watch: Watch = Watch()) -> Path:
+    """Train for the recipe's `n_steps` and write weights and card; returns `path`.
 
     A finished one of the same card is left alone, one that was stopped goes on. ConfigurationError
     for a model that cannot do the task, and for a file that holds other weights; NotEnoughData;
     NumericError; Interrupted after saving.
     """
-    manifest = corpus.manifest
-    with closing(Pool(corpus.data, corpus.split, manifest)) as pool:
+    corpus, work = job.corpus, path.with_suffix(".work")
+    with closing(Pool(corpus.data, corpus.split, corpus.manifest)) as pool:
         ids = corpus.ids(pool)
-        state = build_state(recipe, method, corpus, seed, flags)
-        card: dict[str, Any] = {
-            "method": format_spec(method, METHODS),
-            "seed": seed,
-            "recipe": recipe.to_json(),
-            "data": about_data(manifest, corpus.split, len(ids), corpus.classes),
-            "flags": flags.to_json(),
-        }
+        card = job.card(len(ids))
         if is_made(path, card):
             return path
-        work = path.with_suffix(".work")
-        if (saved := read_latest(work, "step")) and saved[1]["card"] == as_json(card):
-            state.load(*saved)
-        saved_at = time.monotonic()
-
-        def save() -> None:
-            meta = {"step": state.step, "losses": list(state.losses), "card": card}
-            write_checkpoint(work, "step", state.step, state.tensors(), meta)
-            keep_latest(work, "step")
-
-        for step in train(recipe, method, corpus, pool, ids, state, seed, flags):
-            watch.on_step(step)
-            if state.step < recipe.n_steps and watch.is_interrupted():
-                save()
-                raise Interrupted(f"{path}: stopped at step {state.step}; run it again to go on")
-            if time.monotonic() - saved_at > watch.checkpoint_every_s:
-                save()
-                saved_at = time.monotonic()
-    told = {"n_steps": recipe.n_steps, "last_loss": float(np.mean(state.losses))}
-    environment = {"environment": describe_environment(flags)}
-    write_pretrained(path, state.objective.model, recipe, card | told | environment)
-    keep_latest(work, "step", n=0)
-    if work.exists():
-        work.rmdir()
+        with locked(work):
+            state = _saved_state(job, work, card)
+            _train_and_save(job, pool, ids, state, work, card, watch)
+            told = {
+                "n_steps": job.recipe.n_steps,
+                "last_loss": float(np.mean(state.losses)),
+                "environment": describe_environment(job.flags),
+            }
+            write_pretrained(path, state.objective.model, job.recipe, card | told)
+    shutil.rmtree(work, ignore_errors=True)
     return path
 
 
-def build_state(recipe: Recipe, method: Method, corpus: Corpus, seed: int, flags: Flags) -> State:
+def _saved_state(job: Job, work: Path, card: dict[str, Any]) -> State:
+    """Where the same job was stopped, or its beginning."""
+    state, saved = build_state(job), read_latest(work, NAME)
+    if saved is not None and saved[1]["card"] == as_json(card):
+        state.load(*saved)
+    else:
+        keep_latest(work, NAME, n=0)  # another job's, whose steps would count as later ones
+    return state
+
+
+def _train_and_save(
+    job: Job,
+    pool: Pool,
+    ids: Int[np.ndarray, " n"],
+    state: State,
+    work: Path,
+    card: dict[str, Any],
+    watch: Watch,
+) -> None:
+    """Train to the last step; save at intervals, and when asked to stop, which is then raised."""
+    saved_at = time.monotonic()
+    for step in train(job, pool, ids, state):
+        watch.on_step(step)
+        is_asked = state.step < job.recipe.n_steps and watch.is_interrupted()
+        if is_asked or time.monotonic() - saved_at > watch.checkpoint_every_s:
+            meta = {"step": state.step, "losses": list(state.losses), "card": card}
+            write_checkpoint(work, NAME, state.step, state.tensors(), meta)
+            keep_latest(work, NAME)
+            saved_at = time.monotonic()
+        if is_asked:
+            raise Interrupted(f"{work}: stopped at step {state.step}; run it again to go on")
+
+
+def build_state(job: Job) -> State:
     """Fresh weights that depend on the seed alone; the global random state is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(torch_seed(seed, Stream.PRETRAIN))
-        shape, n_classes = corpus.manifest.image_shape, corpus.n_classes
-        objective = method.build(recipe.model, shape, n_classes)
-    objective = objective.to(flags.torch_device).to(memory_format=torch.channels_last)
-    optimizer = recipe.optimizer.build(objective.parameters())
-    if flags.compiled:
+        torch.manual_seed(torch_seed(job.seed, Stream.PRETRAIN))
+        shape, n_classes = job.corpus.manifest.image_shape, job.corpus.n_classes
+        objective = job.method.build(job.recipe.model, shape, n_classes)
+    objective = objective.to(job.flags.torch_device).to(memory_format=torch.channels_last)
+    optimizer = job.recipe.optimizer.build(objective.parameters())
+    if job.flags.compiled:
         objective.compile(dynamic=False)
     return State(objective, optimizer)
 
 
-def train(
-    recipe: Recipe,
-    method: Method,
-    corpus: Corpus,
-    pool: Pool,
-    ids: Int[np.ndarray, " n"],
-    state: State,
-    seed: int,
-    flags: Flags,
-) -> Iterator[Step]:
+def train(job: Job, pool: Pool, ids: Int[np.ndarray, " n"], state: State) -> Iterator[Step]:
     """Train `state` in place to the last step; yields after every step.
 
     NumericError if a loss is not finite.
     """
-    manifest, device = corpus.manifest, flags.torch_device
+    manifest, recipe, device = job.corpus.manifest, job.recipe, job.flags.torch_device
     normalise = Normalisation.of(manifest.mean, manifest.deviation, device)
-    world = World(n_samples=len(ids), seed=seed)
+    world = World(n_samples=len(ids), seed=job.seed)
 
     def read(step: int) -> Batch:
         rows = pool.rows(ids[world.positions(step, recipe.batch_size)])
-        return Batch.from_columns(corpus.relabelled(rows), device)
+        return Batch.from_columns(job.corpus.relabelled(rows), device)
 
     with closing(read_ahead(read, state.step, recipe.n_steps)) as batches:
         for step, batch in enumerate(batches, start=state.step):
             for group in state.optimizer.param_groups:
                 group["lr"] = recipe.lr_at(step)
             pixels = to_unit_range(batch.images)
-            x = normalise(recipe.augmentation.apply(pixels, normalise.mean, seed, step))
-            with flags.autocast():
-                loss, error = state.objective(*method.batch(x, batch.labels, seed, step))
+            x = normalise(recipe.augmentation.apply(pixels, normalise.mean, job.seed, step))
+            with job.flags.autocast():
+                given = job.method.batch(x, batch.labels, job.seed, step)
+                loss, error = state.objective(*given)
             if not torch.isfinite(loss):
                 raise NumericError(
                     f"step {step}: the loss is {loss.item()}; lower the learning rate"
