@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from bootstrap.caption import about_data, about_test, about_training
+from bootstrap.caption import about_data, about_test
 from bootstrap.curves import MIN_SEEDS, seeds_with_values, spread
 from bootstrap.decompose import PairCurves, decompose, matched, pair_curves, stopping
 from bootstrap.explanation import common, differences, explain, explain_csv
@@ -47,7 +47,8 @@ from bootstrap.runlog import Run
 
 NAMES = ("baseline", "choice")
 BARS_INCH = 1.55  # the panel of the terms
-NEVER_MARK: dict[str, Any] = CONVERGENCE_MARK | {"marker": ">", "markersize": 9}
+IDEAL_MARK: dict[str, Any] = CONVERGENCE_MARK | {"markersize": 6.5}
+NEVER: dict[str, Any] = {"marker": ">"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,10 +128,12 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
     """What a reader must know to judge the figure."""
     seeds, _ = common(baseline, choice)
     n_seeds, recipe = len(seeds), choice.config.get("recipe") or {}
+    batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
     what = "; ".join(differences(baseline, choice)) or "nothing that is recorded"
     sentences = [
         f"Choice ({choice.name}) and baseline ({baseline.name}) differ in {what}.",
-        *(about_data(choice.config), about_training(choice, recipe)),
+        about_data(choice.config),
+        f"N = {n_samples:,}, {int(choice.steps[-1]):,} SGD steps{batch}.",
         "Speed: by learning faster from fresh samples; time: by converging later on re-used ones;"
         " residual: change of the gap. They add up to the change at convergence.",
     ]
@@ -142,8 +145,8 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
     for name, run in zip(NAMES, (baseline, choice), strict=True):
         found = stopping(pair_curves(run, n_samples, "error", seeds))
         if n_never := int(found.is_censored.sum()):
-            who = f"{n_never} of {n_seeds} seeds" if n_never < n_seeds else "which"
-            sentences.append(f"Of the {name}, {who} never converged: the last step stands for it.")
+            who = f"{n_never} of {n_seeds} seeds of the" if n_never < n_seeds else "The"
+            sentences.append(f"{who} {name} never converged: the last step stands for it.")
     text = " ".join(sentence for sentence in sentences if sentence)
     return text.replace("N = ", "N\xa0=\xa0")
 
@@ -160,9 +163,13 @@ def _draw_curves(ax: Axes, sides: list[Side]) -> None:
     tops = [line.errors[np.isfinite(line.errors)].max(initial=0) for line in lines]
     ax.set_ylim(0, 1.06 * max(tops) or 1)
     grey: dict[str, Any] = {"color": "0.3", "linestyle": "none"}
-    handles = [Line2D([], [], **CONVERGENCE_MARK | grey, label="convergence (train error ≤ 1 %)")]
+    hollow: dict[str, Any] = {"markerfacecolor": "white", "markeredgecolor": "0.3"}
+    handles = [
+        Line2D([], [], **CONVERGENCE_MARK | grey, label="convergence (train error ≤ 1 %)"),
+        Line2D([], [], **IDEAL_MARK | grey | hollow, label="the ideal world at that step"),
+    ]
     if any(stopping(side.pair).is_censored.all() for side in sides):
-        handles.append(Line2D([], [], **NEVER_MARK | grey, label="not converged"))
+        handles.append(Line2D([], [], **CONVERGENCE_MARK | NEVER | grey, label="not converged"))
     ax.legend(handles=handles, loc="lower left")
     label_ends(ax, lines)
 
@@ -177,10 +184,11 @@ def _draw_convergence(ax: Axes, side: Side) -> None:
         known = np.isfinite(mean) & (steps > 0)
         if known.any() and steps[known][0] <= step <= steps[known][-1]:
             y = np.interp(np.log(step), np.log(steps[known]), mean[known])
-            mark = NEVER_MARK if never else CONVERGENCE_MARK
+            mark = CONVERGENCE_MARK
             if line.n_samples is None:
                 hollow = {"markerfacecolor": "white", "markeredgecolor": side.colour}
-                mark = mark | hollow | {"markersize": 6.5}
+                mark = IDEAL_MARK | hollow
+            mark = mark | (NEVER if never else {})
             ax.plot([step], [y], **mark, color=side.colour, clip_on=False)
 
 
@@ -208,6 +216,8 @@ def _draw_terms(ax: Axes, sides: list[Side]) -> None:
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.92", linewidth=0.8)
     ax.set_axisbelow(True)
+    ax.use_sticky_edges = False
     ax.margins(x=0.06)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-    ax.set_xlabel("change in the real world's test error, choice $-$ baseline")
+    ax.xaxis.set_major_locator(MaxNLocator(7))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value).rstrip(" %")))
+    ax.set_xlabel("change in the real world's test error (points), choice $-$ baseline")

@@ -198,15 +198,15 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
         if pick := about.get("lr_pick"):
             yield f"{'':<9} {lr_line(pick)}"
     yield f"they differ in {'; '.join(explained['differences']) or 'nothing that is recorded'}"
-    yield f"{'N':>8} {'':>9} {'change in test error':>22} {'95 % interval':>20}"
+    yield f"{'N':>8} {'':>12} {'change in test error':>22} {'95 % interval':>20}"
     for n, found in explained["n_samples"].items():
         for field in fields(Terms):
             told = found["error"][field.name]
             first = n if field.name == "speed" else ""
-            yield f"{first:>8} {field.name:>9} {_signed(told['mean']):>22} {_ends(told):>20}"
+            yield f"{first:>8} {field.name:>12} {_signed(told['mean']):>22} {_ends(told):>20}"
         final = found["final"]["error"]["real"]
         last = f"at step {found['final']['step']:,}"
-        yield f"{'':>8} {last:>9} {_signed(final['mean']):>15} {_ends(final):>20}"
+        yield f"{'':>8} {last:>12} {_signed(final['mean']):>22} {_ends(final):>20}"
         yield from _notes(found)
 
 

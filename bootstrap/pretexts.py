@@ -112,7 +112,7 @@ class MaskedPatches:
         counts."""
         n, _, height, width = x.shape
         draws = uniforms(seed, Stream.PRETRAIN, step, n=n * height * width)
-        return x, torch.from_numpy(draws).reshape(n, height, width).to(x.device)
+        return x, torch.from_numpy(draws).float().reshape(n, height, width).to(x.device)
 
 
 class HiddenPatches(Objective):
@@ -132,8 +132,8 @@ class HiddenPatches(Objective):
         shown = x.masked_fill(rows[:, None], 0.0)  # 0 is the data set's mean colour
         tokens = self.model.forward_features(shown)  # type: ignore[operator]
         painted = self.top(tokens[:, self.model.num_prefix_tokens :]).float()
-        error = (painted - self.patches(x)) ** 2
-        loss = error[is_hidden.flatten(1)].mean()
+        error = ((painted - self.patches(x)) ** 2).mean(dim=2)
+        loss = (error * is_hidden.flatten(1)).sum() / is_hidden.sum()
         return loss, torch.full_like(loss, torch.nan)
 
     def hidden(self, draws: Float[Tensor, "n h w"]) -> Bool[Tensor, "n rows columns"]:

@@ -103,7 +103,7 @@ def mismatches(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> lis
         for name, tensor in wanted.items()
         if name in given and given[name].shape != tensor.shape
     ]
-    return found + [f"{name} is not in the model" for name in given if name not in wanted]
+    return found + [f"{name} is not in the model" for name in sorted(given) if name not in wanted]
 
 
 def seen_split(data: Mapping[str, Any], manifest: Manifest) -> str | None:

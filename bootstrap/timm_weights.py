@@ -8,6 +8,7 @@ pixels that they were trained on whatever the data set's normalisation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,10 @@ class TimmWeights:
         built.load_state_dict(body | {name: built.state_dict()[name] for name in head})
         source: dict[str, Any] = {
             "name": self.name,
+            "timm": version("timm"),
             "file": Path(self.file).name or None,
             "sha256": sha256,
-            "resampled": [n for n in body if n in read and read[n].shape != body[n].shape],
+            "resampled": sorted(n for n in body if n in read and read[n].shape != body[n].shape),
             "mean": list(mean),
             "deviation": list(deviation),
             "normalisation_is_folded_in": is_folded,

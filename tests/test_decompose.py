@@ -276,7 +276,7 @@ def test_the_figure_marks_convergence_on_both_worlds_of_both_runs(runs):
     assert len(marks) == 4
     never = plot_choice(*runs, 160).axes[0]
     assert sum(line.get_marker() == ">" for line in never.lines) == 4
-    assert "Of the choice, which never converged" in choice_caption(*runs, 160)
+    assert "The choice never converged: the last step stands for it." in choice_caption(*runs, 160)
 
 
 def test_equal_runs_give_equal_files(runs, tmp_path):

@@ -188,7 +188,7 @@ def test_weights_of_another_architecture_are_refused_by_the_names_of_their_tenso
     with pytest.raises(ConfigurationError, match=r"4\.weight is missing; .* and 4 more"):
         run(deeper, toy_data, tmp_path / "out", init)
     shallower = replace(NORMED, model=MLP(width=8, depth=1, batch_norm=False))
-    with pytest.raises(ConfigurationError, match=r"2\.weight is not in the model"):
+    with pytest.raises(ConfigurationError, match=r"2\.bias is not in the model; .* and 2 more"):
         run(shallower, toy_data, tmp_path / "out", init)
     assert not (tmp_path / "out").exists()
 
