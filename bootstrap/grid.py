@@ -32,9 +32,11 @@ Item = TypeVar("Item")
 KEYS = ("about", "base", "grid", "points")
 OF_A_PAIR = (  # of CompareOptions; recipe and execution have words of their own
     *("preset", "data", "seeds", "n_samples", "allow_reuse", "replicas"),
-    *("save_test_results", "keep_checkpoints"),
+    *("save_test_results", "keep_checkpoints", "init"),
 )
-OF_THE_SWEEP = ("out", "dry_run", "overwrite", "sink", "max_minutes", "bn")  # or of compare alone
+OF_THE_SWEEP = (  # or of compare alone
+    *("out", "dry_run", "overwrite", "sink", "max_minutes", "bn", "pick_lr", "pick_lr_steps"),
+)
 HINTS: dict[type, Words] = {cls: get_type_hints(cls) for cls in (CompareOptions, Execution, Recipe)}
 
 

@@ -25,6 +25,7 @@ from bootstrap.options import CompareOptions, Execution, SweepOptions, SweepRun,
 from bootstrap.pair import run_pair
 from bootstrap.plan import Plan, plan_pair
 from bootstrap.presets.figures import build_figure
+from bootstrap.pretrained import read_pretrained
 from bootstrap.probe import Probe, probe
 from bootstrap.progress import SweepProgress
 from bootstrap.recipe import TABLES
@@ -75,6 +76,7 @@ class Job:
             "preset": self.options.preset,
             "allow_reuse": self.options.allow_reuse,
             "keep": self.options.keep,
+            "init": read_pretrained(self.options.init) if self.options.init else None,
         }
 
 

@@ -100,8 +100,9 @@ def run_job(job: Job, stop_file: Path) -> None:
 def _as_sent(job: Job) -> Job:
     """The job without what it has read, and with paths that do not depend on where it runs."""
     options = job.options
-    data = options.data_folder.absolute()
-    return replace(job, options=replace(options, out=options.out.absolute(), data=data))
+    out, data = options.out.absolute(), options.data_folder.absolute()
+    init = options.init.absolute() if options.init else None
+    return replace(job, options=replace(options, out=out, data=data, init=init))
 
 
 @contextmanager

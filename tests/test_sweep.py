@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from test_cluster import killing
+from test_init import fresh
 from test_paired import content
-from tiny_pair import COMPARE
+from tiny_pair import COMPARE, TINY
 
 from bootstrap.locks import locked
 from bootstrap.runlog import load_runs
@@ -58,6 +59,15 @@ def whole(toy_data, tmp_path_factory):
         patch.setattr("sys.argv", ["deep-bootstrap", *map(str, words)])
         main()
     return contents(folder / "out")
+
+
+def test_points_may_start_from_pre_trained_weights(sweep, toy_data, tmp_path):
+    init = fresh(TINY, toy_data, tmp_path / "w.safetensors")
+    grid = write_grid(tmp_path, points=[{"n_samples": 48}, {"init": str(init.path)}])
+    assert sweep(grid)[0] == 0
+    starts = [run.config.get("init") for run in load_runs(tmp_path / "out")]
+    assert [start and start["weights_sha256"] for start in starts].count(init.sha256) == 1
+    assert starts.count(None) == 1
 
 
 def test_a_sweep_makes_the_runs_that_compare_makes(whole, deep_bootstrap, toy_data, tmp_path):
