@@ -77,9 +77,10 @@ def generate(argv: list[str]) -> None:
     if options.n_pretrain:
         sizes = {"pretrain": options.n_pretrain, **sizes}
     flags = options.execution.resolve("denoiser", sum(sizes.values()))
-    from generators.build import build_labelling, build_source
+    from generators.build import build_labelling, build_source, refuse_other_images
 
-    asked, labels = options.source, options.labels or spec.labels
+    asked = options.source
+    labels = options.labels or ("conditional" if asked else spec.labels)
     if options.pipeline is not None:
         if asked:
             raise ConfigurationError("--pipeline and --source: give one of them")
@@ -88,6 +89,7 @@ def generate(argv: list[str]) -> None:
     source = build_source(asked or spec.source, WEIGHTS, flags)
     folder = options.data or options.out / (source.name if asked else spec.name)
     labelling = build_labelling(labels, options.teacher or WEIGHTS / TEACHER, flags)
+    refuse_other_images(labelling, source)
     _generate(source, folder, sizes, labelling, flags, options)
 
 

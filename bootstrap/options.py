@@ -94,7 +94,7 @@ class GenerateOptions:
     n_pretrain: int = 0
     """images of the split `pretrain`, which no world sees: for `deep-bootstrap pretrain`"""
     labels: str | None = None
-    """conditional, teacher or agree"""
+    """conditional, teacher or agree; by default the preset's, and conditional for --source"""
     teacher: Path | None = None
     """a teacher's weights, instead of the shipped one"""
     accept_new_bytes: bool = False

@@ -40,6 +40,17 @@ def build_labelling(mode: str, teacher: Path, flags: Flags) -> Labelling:
     return Labelling(mode=mode, teacher=read_teacher(teacher, flags) if asks else None)  # type: ignore[arg-type]
 
 
+def refuse_other_images(labelling: Labelling, source: Source) -> None:
+    """ConfigurationError if a teacher would be asked of images unlike those it was trained on."""
+    teacher = labelling.teacher
+    if teacher is not None and teacher.image_shape != tuple(source.image_shape):
+        sides = ("x".join(map(str, shape)) for shape in (teacher.image_shape, source.image_shape))
+        raise ConfigurationError(
+            "{} knows images of {}, not of {}; make one for them with `deep-bootstrap"
+            " train-teacher` and give it as --teacher".format(teacher.path, *sides)
+        )
+
+
 def images_per_s(source: Source, labelling: Labelling) -> float:
     """How fast images are made here: the best of three batches, the first of which compiles."""
     rate = 0.0

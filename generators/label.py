@@ -51,6 +51,7 @@ class Teacher:
     sha256: str = ""
     temperature: float = 1.0
     path: Path = Path()  # where read_teacher found it
+    image_shape: tuple[int, ...] = ()  # of the images it was trained on: height, width, channels
 
     def __reduce__(self) -> tuple[Any, ...]:
         return read_teacher, (self.path, self.flags)  # a worker reads and compiles it itself
@@ -147,4 +148,4 @@ def read_teacher(path: Path, flags: Flags) -> Teacher:
     if flags.compiled:
         model.compile(dynamic=False)
     normalise = Normalisation.of(mean, deviation, flags.torch_device)
-    return Teacher(model, normalise, flags, file_sha256(path), temperature, path.absolute())
+    return Teacher(model, normalise, flags, file_sha256(path), temperature, path.absolute(), shape)

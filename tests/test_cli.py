@@ -10,7 +10,8 @@ import torch
 from bootstrap import cli, signals
 from bootstrap.cli import COMMANDS, parse_seeds
 from bootstrap.errors import ConfigurationError, NumericError
-from bootstrap.presets import PRESETS
+from bootstrap.presets import PRESETS, build_preset
+from bootstrap.shards import read_manifest
 from bootstrap.signals import StopRequest
 
 
@@ -106,6 +107,21 @@ def test_a_source_that_cannot_be_exits_2_and_makes_nothing(
     assert code == 2
     assert why in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_of_ones_own_keeps_the_classes_it_was_asked_for(deep_bootstrap, tmp_path):
+    words = ("--preset", "laptop", "--source", "toy(side=8)", "--data", tmp_path / "toy")
+    assert build_preset("laptop").data.labels == "teacher"
+    assert deep_bootstrap("generate", *words, "--n", 1)[0] == 0
+    assert read_manifest(tmp_path / "toy").label_source == "conditional"
+
+
+def test_a_teacher_of_other_images_is_refused(deep_bootstrap, tmp_path):
+    words = ("generate", "--source", "toy(side=8)", "--labels", "teacher", "--data", tmp_path / "d")
+    code, _, err = deep_bootstrap(*words)
+    assert code == 2
+    assert "teacher-v1.safetensors knows images of 32x32x3, not of 8x8x3" in err
+    assert not (tmp_path / "d").exists()
 
 
 def test_workers_without_ray_exit_2_and_say_what_they_are_for(deep_bootstrap, tmp_path):
