@@ -242,7 +242,7 @@ def _compare(
             print(line)
         return
     was_complete = plan.is_done(seeds)
-    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
+    deadline = _deadline(options.max_minutes)
     with (
         StopRequest(_say) as stop,
         Progress(plan, seeds) as progress,
@@ -315,7 +315,7 @@ def _pick_lr(
         recipe=options.recipe,
         data=data,
         values=options.pick_lr,
-        n_samples=max(options.n_samples),
+        n_samples=max(options.n_samples, default=0),
         n_steps=options.pick_lr_steps or max(options.recipe.n_steps // 4, 1),
         flags=flags.stacked(1),
         init=init,
@@ -327,8 +327,11 @@ def _pick_lr(
             f" {picking.n_steps:,} steps; the rest is for lr {options.recipe.optimizer.lr:g}"
         )
         return options.recipe, None
+    deadline = _deadline(options.max_minutes)
     with StopRequest(_say) as stop:
-        pick = known or pick_lr(picking, options.out, stop.is_requested)
+        pick = known or pick_lr(
+            picking, options.out, lambda: stop.is_requested() or time.monotonic() > deadline
+        )
     _say(lr_line(pick))
     return with_lr(options.recipe, pick["lr"]), pick
 
@@ -357,7 +360,7 @@ def pretrain(argv: list[str]) -> None:
         data=data, split=options.split, classes=options.classes, n_samples=options.n_images
     )
     job = Job(recipe=recipe, method=method, corpus=corpus, seed=options.seed, flags=flags)
-    deadline = time.monotonic() + 60 * options.max_minutes if options.max_minutes else float("inf")
+    deadline = _deadline(options.max_minutes)
     _say(f"{format_spec(recipe.model, TABLES['model'])}, {options.method}, {flags.describe()}")
     with (
         StopRequest(_say) as stop,
@@ -654,6 +657,11 @@ def _early_option(argv: list[str], flag: str, default: str) -> str:
         if word.startswith(flag + "="):
             return word.partition("=")[2]
     return default
+
+
+def _deadline(max_minutes: float | None) -> float:
+    """When to stop, on the monotonic clock."""
+    return time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
 
 
 def _say(text: str) -> None:
