@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,18 +15,21 @@ from bootstrap.shards import Columns
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Images uint8 (n, height, width, channel), labels and global ids int64 (n,)."""
+    """Images uint8 (n, height, width, channel), labels and global ids int64 (n,), more columns."""
 
     images: UInt8[Tensor, "n height width channel"]
     labels: Int[Tensor, " n"]
     ids: Int[np.ndarray, " n"]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @classmethod
-    def from_columns(cls, columns: Columns, device: torch.device) -> Batch:
-        """Rows of a split, as tensors on `device`."""
+    def from_columns(
+        cls, columns: Columns, device: torch.device, names: Sequence[str] = ()
+    ) -> Batch:
+        """Rows of a split, as tensors on `device`, with the optional columns of these names."""
         images, labels = torch.from_numpy(columns.images), torch.from_numpy(columns.labels)
         if device.type == "cuda":  # from pinned memory, a copy waits for nothing
             images, labels = images.pin_memory(), labels.pin_memory()
@@ -33,6 +37,7 @@ class Batch:
             images=images.to(device, non_blocking=True),
             labels=labels.to(device, non_blocking=True),
             ids=columns.ids,
+            columns={name: torch.from_numpy(columns.extra[name]).to(device) for name in names},
         )
 
     def first(self, n: int) -> Batch:
@@ -41,7 +46,12 @@ class Batch:
 
     def rows(self, index: slice) -> Batch:
         """The rows of `index`."""
-        return Batch(images=self.images[index], labels=self.labels[index], ids=self.ids[index])
+        return Batch(
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=self.ids[index],
+            columns={name: column[index] for name, column in self.columns.items()},
+        )
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def about_training(run: Run, recipe: dict[str, Any]) -> str:
     batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
     parts += [f"{n_steps:,} SGD steps{batch}"] if n_steps else []
     parts += [f"both worlds from {start}"] if (start := about_start(run.config)) else []
+    parts += recipe.get("choices", ())
     return ", ".join(parts) + "." if parts else ""
 
 
@@ -64,6 +65,8 @@ def about_test(config: dict[str, Any], recipe: dict[str, Any]) -> str:
 def _notes(run: Run) -> list[str]:
     """What the figure leaves out."""
     notes = [] if run.status == "complete" else [f"Status: {run.status}."]
+    if not run.config.get("shares_prefix", True):
+        notes.append("A choice looks at the N samples: the worlds share no step, so no zero gap.")
     if not len(run.steps):
         return [*notes, "The ideal world has no record, so there is no gap."]
     if (step := approximate_from(run)) is not None:

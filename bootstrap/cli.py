@@ -228,6 +228,7 @@ def _compare(
     _say(
         f"{format_spec(recipe.model, TABLES['model'])},"
         f" {recipe.n_steps:,} steps of {recipe.batch_size}"
+        + "".join(f", {choice}" for choice in recipe.to_json().get("choices", ()))
     )
     if init is not None:
         _say(f"both worlds start from {init.path}, pre-trained by {init.card['method']}")
@@ -622,24 +623,27 @@ def _parse(
 def _spec_rule(info: Any) -> Any:
     """Let tyro read models, optimisers, schedules and augmentations as `name(key=value)`."""
     from bootstrap.augment import Augmentation
+    from bootstrap.interventions import INTERVENTIONS, Choice
     from bootstrap.models import Model
     from bootstrap.optimizers import Optimizer, Schedule
 
+    tables = {**TABLES, "choice": INTERVENTIONS}
     kinds = {
         Model: "model",
         Optimizer: "optimizer",
         Schedule: "schedule",
         Augmentation: "augmentation",
+        Choice: "choice",
     }
     if info.type not in kinds:
         return None
     name = kinds[info.type]
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="{" + ",".join(TABLES[name]) + "}(...)",
-        instance_from_str=lambda words: parse_spec(words[0], TABLES[name], name),
+        metavar="{" + ",".join(tables[name]) + "}(...)",
+        instance_from_str=lambda words: parse_spec(words[0], tables[name], name),
         is_instance=lambda value: True,
-        str_from_instance=lambda value: [format_spec(value, TABLES[name])],
+        str_from_instance=lambda value: [format_spec(value, tables[name])],
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.execution import Flags
+from bootstrap.interventions import Forward, Scored
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.records import ImageScores, Scores
 
@@ -21,11 +22,15 @@ CHUNK = 256  # images a forward pass; the last one is padded, so that shapes nev
 
 @dataclass(frozen=True)
 class PerImage:
-    """Per image, float64: is it wrong, 1 - probability of its label, cross-entropy in nats."""
+    """Per image, float64: is it wrong, 1 - probability of its label, cross-entropy in nats.
+
+    And the class that has the highest logit.
+    """
 
     error: Float[Tensor, " n"]
     soft_error: Float[Tensor, " n"]
     loss: Float[Tensor, " n"]
+    predicted: Int[Tensor, " n"]
 
     def mean(self, n: int | None = None) -> Scores:
         """Means over the first `n` images, or all."""
@@ -34,6 +39,11 @@ class PerImage:
             soft_error=float(self.soft_error[:n].mean()),
             loss=float(self.loss[:n].mean()),
         )
+
+    def scored(self, batch: Batch) -> Scored:
+        """What choices are told of the images of `batch`, of which these are the scores."""
+        columns, labels = batch.columns, batch.labels
+        return Scored(labels=labels, predicted=self.predicted, ids=batch.ids, columns=columns)
 
     def images(self) -> ImageScores:
         """The scores of each image, as they are saved."""
@@ -51,10 +61,12 @@ def evaluate(
     flags: Flags,
     chunk: int = CHUNK,
     ranks: Ranks = ALONE,
+    forward: Forward | None = None,
 ) -> PerImage:
     """Score every image of `batch` in eval mode; the model is left in the mode it was in.
 
-    Several `ranks` score a share each, and all have all scores.
+    Several `ranks` score a share each, and all have all scores. `forward` makes other logits than
+    the model itself.
     """
     if len(batch) < ranks.n:
         ranks = ALONE  # too few to share: each scores them all
@@ -68,17 +80,19 @@ def evaluate(
         if n < chunk:
             images = torch.cat([images, images[:1].expand(chunk - n, -1, -1, -1)])
         with flags.autocast():
-            logits.append(model(normalise(to_unit_range(images)))[:n].float())
+            logits.append((forward or model)(normalise(to_unit_range(images)))[:n].float())
     model.train(was_training)
     found = score(torch.cat(logits), own.labels)
     if ranks.n == 1:
         return found
-    rows = torch.stack([found.error, found.soft_error, found.loss])
-    return PerImage(*ranks.gather(rows, len(batch)))
+    rows = torch.stack([found.error, found.soft_error, found.loss, found.predicted.double()])
+    error, soft_error, loss, predicted = ranks.gather(rows, len(batch))
+    return PerImage(error, soft_error, loss, predicted.long())
 
 
 def score(logits: Float[Tensor, "n classes"], labels: Tensor) -> PerImage:
     """Error, soft-error and loss of each row; in float64 from float32 logits."""
     log_p = logits.double().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
-    wrong = (logits.argmax(dim=1) != labels).double()
-    return PerImage(error=wrong, soft_error=-torch.expm1(log_p), loss=-log_p)
+    predicted = logits.argmax(dim=1)
+    wrong = (predicted != labels).double()
+    return PerImage(error=wrong, soft_error=-torch.expm1(log_p), loss=-log_p, predicted=predicted)

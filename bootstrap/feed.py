@@ -7,9 +7,9 @@ that is free there; else, and on a CPU, a thread reads ahead. No bit depends on 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from typing import TypeVar
@@ -37,6 +37,7 @@ class Feed:
     batch_size: int
     n_steps: int
     device: torch.device
+    columns: tuple[str, ...] = ()  # wanted beside images, labels and ids
 
     def batches(self, first: int, stop: int) -> Generator[Batch]:
         """Those of the steps first..stop-1; close it when done, for a thread is reading."""
@@ -48,7 +49,7 @@ class Feed:
         ids = self.order.ids(positions)
         if self.resident is not None:
             return self.resident.batch(positions, ids)
-        return Batch.from_columns(self.pool.rows(ids), self.device)
+        return Batch.from_columns(self.pool.rows(ids), self.device, self.columns)
 
     @cached_property
     def resident(self) -> Resident | None:
@@ -57,7 +58,7 @@ class Feed:
         n_bytes = n * prod(self.pool.manifest.image_shape)
         if 2 * n_bytes > free_bytes(self.device):
             return None
-        return Resident.load(self.pool, self.order, n, self.device)
+        return Resident.load(self.pool, self.order, n, self.device, self.columns)
 
 
 @dataclass(frozen=True)
@@ -66,24 +67,40 @@ class Resident:
 
     images: UInt8[Tensor, "n height width channel"]
     labels: Int[Tensor, " n"]
+    columns: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, pool: Pool, order: SeedOrder, n: int, device: torch.device) -> Resident:
+    def load(
+        cls,
+        pool: Pool,
+        order: SeedOrder,
+        n: int,
+        device: torch.device,
+        names: Sequence[str] = (),
+    ) -> Resident:
         """Read them block by block."""
         images = torch.empty((n, *pool.manifest.image_shape), dtype=torch.uint8, device=device)
         labels = torch.empty(n, dtype=torch.int64, device=device)
+        columns: dict[str, list[Tensor]] = {name: [] for name in names}
         for start in range(0, n, BLOCK):
             rows = slice(start, min(start + BLOCK, n))
             part = Batch.from_columns(
-                pool.rows(order.ids(np.arange(rows.start, rows.stop))), device
+                pool.rows(order.ids(np.arange(rows.start, rows.stop))), device, names
             )
             images[rows], labels[rows] = part.images, part.labels
-        return cls(images, labels)
+            for name in names:
+                columns[name].append(part.columns[name])
+        return cls(images, labels, {name: torch.cat(parts) for name, parts in columns.items()})
 
     def batch(self, positions: Int[np.ndarray, " batch"], ids: Int[np.ndarray, " batch"]) -> Batch:
         """The samples at these positions of the order."""
         index = torch.from_numpy(positions).to(self.images.device, non_blocking=True)
-        return Batch(images=self.images[index], labels=self.labels[index], ids=ids)
+        return Batch(
+            images=self.images[index],
+            labels=self.labels[index],
+            ids=ids,
+            columns={name: column[index] for name, column in self.columns.items()},
+        )
 
 
 def free_bytes(device: torch.device) -> int:

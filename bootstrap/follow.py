@@ -20,7 +20,6 @@ from bootstrap.errors import NumericError
 from bootstrap.execution import Flags
 from bootstrap.forks import Control, Leg, SeedRun
 from bootstrap.plan import Plan
-from bootstrap.pool import Pool
 from bootstrap.ranks import Ranks
 from bootstrap.recipe import Recipe
 from bootstrap.shards import read_manifest
@@ -53,7 +52,7 @@ def follow(
             flags=flags,
         )
         control = Control(is_interrupted=is_interrupted)
-        with closing(Pool(data, "stream", manifest)) as pool:
+        with closing(plan.pool("stream")) as pool:
             run = SeedRun(plan=plan, seed=order["seed"], pool=pool, control=control, ranks=ranks)
             _train_along(run, Leg(**order["leg"]), (tensors, order))
 

@@ -30,17 +30,18 @@ from bootstrap.checkpoint import (
 from bootstrap.errors import Interrupted, NumericError
 from bootstrap.feed import Feed
 from bootstrap.files import canonical_json, pretty_json, remove_leftovers, replace, sha256_hex
+from bootstrap.filtered import KeptOrder
 from bootstrap.image_results import insert_evaluation
 from bootstrap.kept import Keeping
 from bootstrap.plan import Plan
 from bootstrap.pool import Pool
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import MAX_PROBE_N
-from bootstrap.records import Record, StepRecord
+from bootstrap.records import TRAIN, Record, StepRecord
 from bootstrap.runlog import IDEAL, RowWriter, read_rows, real_name, truncate_rows
 from bootstrap.stacked import Seat
 from bootstrap.train import Probes, Task, TrainState, build_state, train
-from bootstrap.worlds import SeedOrder, World
+from bootstrap.worlds import World
 
 log = logging.getLogger(__name__)
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
@@ -113,9 +114,9 @@ class SeedRun:
     def task(self, world_n: int, probe_n: Sequence[int]) -> Task:
         """What stays fixed in training; a probe lasts until its world is on its own."""
         plan, device = self.plan, self.plan.flags.torch_device
-        order = SeedOrder(pool_n_samples=plan.pool_n_samples, seed=self.seed)
-        test_pool = Pool(plan.data, "test", plan.manifest)
-        test = Batch.from_columns(test_pool.first(test_pool.n), device)
+        order, names = plan.order(self.seed), plan.recipe.columns
+        test_pool = plan.pool("test")
+        test = Batch.from_columns(test_pool.first(test_pool.n), device, names)
         test_pool.close()
         probes = None
         if probe_n:
@@ -124,10 +125,10 @@ class SeedRun:
             until = {
                 real_name(n): plan.end if world_n == n else plan.prefix_stop(n) for n in probe_n
             }
-            batch = Batch.from_columns(columns, device)
+            batch = Batch.from_columns(columns, device, names)
             probes = Probes(batch=batch, n=sizes, until_step=until)
         is_repeated = world_n < plan.recipe.n_draws
-        self.pool.keep(world_n if is_repeated else 0)
+        self.pool.keep(order.n_drawn(world_n) if is_repeated else 0)
         return Task(
             recipe=plan.recipe,
             feed=Feed(
@@ -137,6 +138,7 @@ class SeedRun:
                 batch_size=plan.recipe.batch_size,
                 n_steps=plan.recipe.n_steps,
                 device=device,
+                columns=names,
             ),
             test=test,
             probes=probes,
@@ -171,8 +173,8 @@ class SeedRun:
 def run_seed(run: SeedRun) -> None:
     """Bring one seed to its end: what its worlds share, then every tail that is not done."""
     plan = run.plan
-    if not run.control.share_prefix:
-        run_alone(run, IDEAL, plan.pool_n_samples, probe_n=())
+    if not (run.control.share_prefix and plan.shares_prefix):
+        run_alone(run, IDEAL, plan.ideal_n_samples, probe_n=())
         for n in plan.n_samples:
             run_alone(run, real_name(n), n, probe_n=(n,))
         return
@@ -205,7 +207,7 @@ def run_trunk(run: SeedRun) -> None:
     state = run.state(saved)
     worlds = {IDEAL: plan.end, **{real_name(n): plan.prefix_stop(n) for n in n_samples}}
     stops = sorted({*map(plan.fork_step, n_samples), plan.recipe.n_steps})
-    leg = Leg(world_n=plan.pool_n_samples, probe_n=n_samples, stops=stops)
+    leg = Leg(world_n=plan.ideal_n_samples, probe_n=n_samples, stops=stops)
     advance(run, leg, state, worlds, "trunk", {"n_samples": n_samples})
     for n in n_samples:
         if not plan.forks(n):
@@ -222,7 +224,7 @@ def replay_trunk(run: SeedRun, n_samples: Sequence[int]) -> None:
     log.info("replaying the ideal world up to the forks of N = %s", list(n_samples))
     state, stops = run.state(), sorted({*map(plan.fork_step, n_samples)})
     worlds = {real_name(n): plan.prefix_stop(n) for n in n_samples}
-    leg = Leg(world_n=plan.pool_n_samples, probe_n=n_samples, stops=stops)
+    leg = Leg(world_n=plan.ideal_n_samples, probe_n=n_samples, stops=stops)
     advance(run, leg, state, worlds, None)
     for n in n_samples:
         if not plan.forks(n):
@@ -263,7 +265,9 @@ def complete_ideal(run: SeedRun, n: int) -> None:
     shared = next(row for row in real if row["step"] == step)
     if run.plan.keep.test_results:
         insert_evaluation(run.folder, IDEAL, real_name(n), step)
-    own = {k: v for k, v in shared.items() if not k.startswith("train_") and k != "schema"}
+    own = {k: v for k, v in shared.items() if not k.startswith(TRAIN) and k != "schema"}
+    extra = {k: v for k, v in own.pop("extra", {}).items() if not k.startswith(TRAIN)}
+    own |= {"extra": extra} if extra else {}
     rows = sorted([*rows, own], key=lambda row: row["step"])
     replace(path, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
     mark = run.folder / f"{IDEAL}.done.json"
@@ -367,4 +371,8 @@ def finish(run: SeedRun, world: str, state: TrainState) -> None:
         "wall_s": round(state.wall_s, 3),
         "evaluation_s": round(state.evaluation_s, 3),
     }
+    order = run.plan.order(run.seed)
+    if isinstance(order, KeptOrder):
+        n_used = {real_name(n): n for n in run.plan.n_samples}.get(world, run.plan.recipe.n_draws)
+        done["n_drawn"] = order.n_drawn(min(n_used, run.plan.ideal_n_samples))
     replace(run.folder / f"{world}.done.json", pretty_json(done))

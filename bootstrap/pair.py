@@ -31,9 +31,8 @@ from bootstrap.forks import (
 )
 from bootstrap.keep import Keep
 from bootstrap.locks import locked
-from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
+from bootstrap.plan import Plan, count_kept, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
-from bootstrap.pool import Pool
 from bootstrap.pretrained import Pretrained
 from bootstrap.ranks import ALONE, Ranks
 from bootstrap.recipe import Recipe
@@ -111,17 +110,19 @@ def _run_seeds(plan: Plan, seeds: Sequence[int], control: Control, ranks: Ranks)
     """One after the other; with replicas some at once, and then their real worlds."""
 
     def run(work: Callable[[SeedRun], None], seed: int, seat: Seat | None = None) -> None:
-        with closing(Pool(plan.data, "stream", plan.manifest)) as pool:
+        with closing(plan.pool("stream")) as pool:
             work(SeedRun(plan=plan, seed=seed, pool=pool, control=control, ranks=ranks, seat=seat))
 
     n = plan.flags.replicas
-    if n == 1 or not control.share_prefix:
+    if n == 1:
         for seed in seeds:
             run(run_seed, seed)
         return
+    shares = control.share_prefix and plan.shares_prefix
     for group in _in_groups(seeds, n):
-        errors = run_stacked([partial(run, run_shared, seed) for seed in group], plan.flags)
-        if not any(isinstance(error, Interrupted) for error in errors):
+        first = run_shared if shares else run_seed
+        errors = run_stacked([partial(run, first, seed) for seed in group], plan.flags)
+        if shares and not any(isinstance(error, Interrupted) for error in errors):
             tails = [
                 partial(run, partial(run_tail, n=world_n), seed)
                 for seed in group
@@ -161,10 +162,10 @@ def run_real(
 ) -> Path:
     """Train one real world alone, without probes: its records and final weights; resumable."""
     manifest = read_manifest(data)
-    if n_samples > manifest.n_stream:
-        raise NotEnoughData(
-            f"{data}: the stream holds {manifest.n_stream:,} samples, not {n_samples:,}"
-        )
+    n_kept = count_kept(recipe, data, manifest.n_stream)
+    there = manifest.n_stream if n_kept is None else n_kept
+    if n_samples > there:
+        raise NotEnoughData(f"{data}: the stream holds {there:,} samples, not {n_samples:,}")
     plan = Plan(
         recipe=recipe,
         manifest=manifest,
@@ -173,11 +174,12 @@ def run_real(
         pool_n_samples=manifest.n_stream,
         n_samples=(n_samples,),
         flags=flags,
+        n_kept=n_kept,
     )
     is_done = (plan.folder / f"seed-{seed}" / f"{real_name(n_samples)}.done.json").exists()
     if not is_done:
         _check_data(plan)
-    with locked(plan.folder), closing(Pool(data, "stream", manifest)) as pool:
+    with locked(plan.folder), closing(plan.pool("stream")) as pool:
         write_pair_json(plan, preset, [seed], is_done=is_done)
         run = SeedRun(plan=plan, seed=seed, pool=pool, control=control)
         flags.apply()

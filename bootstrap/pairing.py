@@ -39,10 +39,12 @@ def first_disagreement(
 
     `config` is pair.json's content. If it knows no batch size the first reuse is unknown, and only
     what always agrees is compared. On a CPU the shared part has equal bits; elsewhere training
-    twice rounds differently, so that scores are compared before the first update only.
+    twice rounds differently, so that scores are compared before the first update only. Where a
+    choice looks at the N samples themselves (`shares_prefix` false) nothing is shared.
     """
     batch_size = (config.get("recipe") or {}).get("batch_size")
-    reuse_step = n_samples // batch_size if batch_size else -1
+    shares_prefix = config.get("shares_prefix", True)
+    reuse_step = n_samples // batch_size if batch_size and shares_prefix else -1
     flags = (config.get("identity") or {}).get("flags") or {}
     is_exact = flags.get("device", "cpu") == "cpu"
     by_step = {row["step"]: row for row in ideal}

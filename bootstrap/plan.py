@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from bootstrap.environment import describe_environment, version_changes
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
+from bootstrap.filtered import KeptOrder, has_filter, kept_samples
+from bootstrap.interventions import check_stackable, name_of
 from bootstrap.keep import Keep, agree
+from bootstrap.pool import Pool
 from bootstrap.presets import PRESETS
 from bootstrap.pretrained import Pretrained
 from bootstrap.ranks import Ranks
@@ -21,7 +25,7 @@ from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
 from bootstrap.shards import Manifest, read_manifest
-from bootstrap.worlds import BLOCK, World
+from bootstrap.worlds import BLOCK, SeedOrder, World
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +43,29 @@ class Plan:
     flags: Flags
     keep: Keep = Keep()
     init: Pretrained | None = None  # what all seeds start from, instead of weights of their own
+    n_kept: int | None = None  # of the pool's samples, where a choice leaves some out
+
+    @property
+    def ideal_n_samples(self) -> int:
+        """How many samples the ideal world has."""
+        return self.pool_n_samples if self.n_kept is None else self.n_kept
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether the worlds are one run until the first reuse."""
+        return all(choice.shares_prefix for choice in self.recipe.choices)
+
+    def pool(self, split: str) -> Pool:
+        """A split of the data, under the conditions that choices set."""
+        conditions = [choice.wrap_columns for choice in self.recipe.choices]
+        return Pool(self.data, split, self.manifest, conditions)
+
+    def order(self, seed: int) -> SeedOrder:
+        """The order in which a seed reads the pool."""
+        known: dict[str, int] = {"pool_n_samples": self.pool_n_samples, "seed": seed}
+        if not has_filter(self.recipe.choices):
+            return SeedOrder(**known)
+        return KeptOrder(**known, data=self.data, choices=self.recipe.choices)
 
     @property
     def end(self) -> int:
@@ -71,11 +98,12 @@ class Plan:
 
     def fresh_until(self, world: str) -> int:
         """The last step whose record is what the world promises: the ideal one may be too short."""
-        return {IDEAL: self.fork_step(self.pool_n_samples)}.get(world, self.end)
+        return {IDEAL: self.fork_step(self.ideal_n_samples)}.get(world, self.end)
 
     def own_from(self, world: str) -> int:
         """The first step whose weights are the world's alone; before, they are the ideal one's."""
-        return {real_name(n): self.fork_step(n) + 1 for n in self.n_samples}.get(world, 0)
+        n_samples = self.n_samples if self.shares_prefix else ()
+        return {real_name(n): self.fork_step(n) + 1 for n in n_samples}.get(world, 0)
 
     def prefix_stop(self, n: int) -> int:
         """Records before this step are the trunk's; all of them if the world never forks."""
@@ -104,6 +132,9 @@ def plan_pair(
     """
     Ranks(n=flags.ranks).share(recipe.batch_size)  # refuses what does not divide
     manifest = read_manifest(data)
+    check_columns(recipe, data, manifest)
+    if flags.replicas > 1:
+        check_stackable(recipe.choices)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     if init is not None:
         init.check(recipe, manifest)
@@ -111,7 +142,7 @@ def plan_pair(
     for path in sorted(out.glob(f"{preset}-????????/pair.json")):
         known = json.loads(path.read_bytes())
         pool_then = known.get("pool_n_samples", 0)
-        if not needed <= pool_then <= pool_n_samples:
+        if not (needed <= known.get("n_kept", pool_then) and pool_then <= pool_n_samples):
             continue
         if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags, init):
             pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
@@ -126,7 +157,29 @@ def plan_pair(
         flags=flags,
         keep=keep if overwrite else agree(folder, keep),
         init=init,
+        n_kept=count_kept(recipe, data, pool_n_samples),
     )
+
+
+def count_kept(recipe: Recipe, data: Path, pool_n_samples: int) -> int | None:
+    """How many of a pool's samples choices keep; None if no choice leaves any out."""
+    if not has_filter(recipe.choices):
+        return None
+    return int(kept_samples(data, recipe.choices, pool_n_samples).sum())
+
+
+def check_columns(recipe: Recipe, data: Path, manifest: Manifest) -> None:
+    """ConfigurationError if a choice needs a column that neither data nor choices have."""
+    if recipe.columns and manifest.n_stream:
+        with closing(Pool(data, "stream", manifest)) as pool:
+            there = {*pool.read(0, 1).extra}
+        provided = {name for choice in recipe.choices for name in choice.provides}
+        for choice in recipe.choices:
+            for name in set(choice.needs) - there - provided:
+                raise ConfigurationError(
+                    f"{data}: choice {name_of(choice)} needs the column {name}, which the data set"
+                    " has not; add a choice that provides it"
+                )
 
 
 def check_enough_data(
@@ -145,20 +198,23 @@ def check_enough_data(
     if not n_samples or min(n_samples) < 1:
         raise ConfigurationError(f"n_samples={list(n_samples)}: give at least one N of at least 1")
     needed = max(recipe.n_draws, *n_samples)
-    if needed > manifest.n_stream and allow_reuse:
+    n_kept = count_kept(recipe, data, manifest.n_stream)
+    there = manifest.n_stream if n_kept is None else n_kept
+    if needed > there and allow_reuse:
         needed = max(n_samples)
-    if needed > manifest.n_stream:
-        blocks = -(-needed // BLOCK) * BLOCK
+    if needed > there:
+        blocks = -(-needed * manifest.n_stream // max(there, 1) // BLOCK) * BLOCK
         command = "deep-bootstrap generate" + ("" if preset == "custom" else f" --preset {preset}")
         remedy = f"run `{command} --data {data} --n {blocks}`"
         if not is_data_of_preset(manifest, preset):
             remedy += " and the --source that made it"
         if manifest.generator.get("source") == "import":
             remedy = f"import more, or draw some: `deep-bootstrap train-generator --images {data}`"
-        if max(n_samples) <= manifest.n_stream:
+        if max(n_samples) <= there:
             remedy += ", or give --allow-reuse: the ideal world is then approximate in the end"
         raise NotEnoughData(
-            f"{data}: the stream holds {manifest.n_stream:,} samples, {needed:,} are needed"
+            f"{data}: the stream holds {there:,} samples"
+            f"{'' if n_kept is None else ' that are kept'}, {needed:,} are needed"
             f" ({recipe.n_steps:,} steps x {recipe.batch_size}, N up to {max(n_samples):,});"
             f" {remedy}, or lower --n-steps"
         )
@@ -265,6 +321,8 @@ def write_pair_json(
         "pool_n_samples": plan.pool_n_samples,
         **({"init": plan.init.to_json()} if plan.init else {}),
         **({"lr_pick": lr_pick} if lr_pick else {}),
+        **({} if plan.n_kept is None else {"n_kept": plan.n_kept}),
+        **({} if plan.shares_prefix else {"shares_prefix": False}),
         "identity": identity(
             *(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags), plan.init
         ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 
@@ -24,15 +24,23 @@ MIN_BLOCKS = 4  # kept whatever their size
 MAX_OPEN = 32  # shards; each open file costs a handle and some memory
 
 
+Condition = Callable[[Columns, str, int], Columns]  # of rows of a split with so many classes
+
+
 class Pool:
-    """One split of a data set, by global id."""
+    """One split of a data set, by global id, with its samples under all `conditions`."""
 
     def __init__(
-        self, folder: Path | str, split: str = "stream", manifest: Manifest | None = None
+        self,
+        folder: Path | str,
+        split: str = "stream",
+        manifest: Manifest | None = None,
+        conditions: Sequence[Condition] = (),
     ) -> None:
         folder = Path(folder)
         self.folder = folder
         self.split = split
+        self._conditions = conditions
         self.manifest = manifest or read_manifest(folder)
         shards = self.manifest.split(split)
         self.start = SPLIT_START[split]
@@ -81,7 +89,10 @@ class Pool:
 
     def read(self, start: int, stop: int) -> Columns:
         """Samples start..stop-1 by index in the split, as contiguous reads."""
-        return concatenate(list(self._pieces(start, stop)))
+        columns = concatenate(list(self._pieces(start, stop)))
+        for condition in self._conditions:
+            columns = condition(columns, self.split, self.manifest.n_classes)
+        return columns
 
     def chunks(self, n_rows: int) -> Iterator[Columns]:
         """All samples by id, `n_rows` at a time."""

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.evaluate import CHUNK, evaluate
 from bootstrap.forks import Control, SeedRun
+from bootstrap.interventions import step_cost
 from bootstrap.plan import Plan
-from bootstrap.pool import Pool
 from bootstrap.train import Task, TrainState, train
 
 N_STEPS = 3
@@ -49,9 +49,9 @@ def probe(plan: Plan, seed: int = 0) -> Probe:
     recipe = replace(plan.recipe, n_steps=max(plan.recipe.n_steps, 4 * N_STEPS))
     eager = replace(plan, recipe=recipe, flags=replace(plan.flags, compiled=False))
     n_small = min(N_SMALL, recipe.batch_size)
-    with closing(Pool(plan.data, "stream", plan.manifest)) as pool:
+    with closing(plan.pool("stream")) as pool:
         run = SeedRun(plan=eager, seed=seed, pool=pool, control=Control())
-        task, state = replace(run.task(plan.pool_n_samples, ()), grid=frozenset()), run.state()
+        task, state = replace(run.task(plan.ideal_n_samples, ()), grid=frozenset()), run.state()
         small = replace(task, recipe=replace(recipe, batch_size=n_small))
         _seconds_per_sample(small, state, 1)  # the first step prepares much
         train_s, n_steps, batch_size = _seconds_per_sample(small, state, 1), 1, n_small
@@ -65,7 +65,7 @@ def probe(plan: Plan, seed: int = 0) -> Probe:
     return Probe(
         train_s=train_s,
         evaluate_s=_evaluation_s(task, state, n_small if is_long else CHUNK),
-        train_flop=both,
+        train_flop=both * step_cost(recipe.choices),
         evaluate_flop=forward,
         weights_bytes=_n_bytes(state.model.state_dict()),
         state_bytes=_n_bytes(tensors),

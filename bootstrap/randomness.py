@@ -32,6 +32,8 @@ class Stream(IntEnum):
     DENOISER_NOISE = 11
     BOOTSTRAP = 12
     ARCHITECTURE = 13
+    CHOICE = 14
+    CONDITION = 15
     PRETRAIN = 20
 
 

@@ -31,10 +31,8 @@ class SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        """The gradient of the ranks' losses together."""
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(total)
-        return total
+        """The gradient of the ranks' losses together, to be differentiated again."""
+        return SumOverRanks.apply(gradients[0])
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float16, Int
 
 SCHEMA = 1
 NO_IDS = hashlib.sha256().hexdigest()  # the hash of none
+TRAIN = "train_"  # what begins so is of a world's own training images: no world shares it
 APPROXIMATE = "approximate"  # under `extra`: the ideal world has re-used samples by then
 
 
@@ -68,12 +69,14 @@ class Record:
     wall_s: float
     probes: dict[str, Scores] = field(default_factory=dict)  # by world, while worlds share a prefix
     extra: dict[str, float] = field(default_factory=dict)
+    probe_extra: dict[str, dict[str, float]] = field(default_factory=dict)  # by world, as `probes`
     test_images: ImageScores | None = field(default=None, compare=False, repr=False)
 
     def for_world(self, name: str, *, is_approximate: bool = False) -> Record:
         """The record as that world's file holds it: `train` is its own probe, if it has one."""
-        extra = self.extra | ({APPROXIMATE: 1.0} if is_approximate else {})
-        return replace(self, train=self.probes.get(name), probes={}, extra=extra)
+        extra = self.extra | self.probe_extra.get(name, {})
+        extra |= {APPROXIMATE: 1.0} if is_approximate else {}
+        return replace(self, train=self.probes.get(name), probes={}, extra=extra, probe_extra={})
 
     def to_json(self) -> dict[str, Any]:
         """The row as it is stored, keys in the order of results/FORMAT.md."""

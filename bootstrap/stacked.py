@@ -23,7 +23,7 @@ from bootstrap.errors import ConfigurationError
 from bootstrap.execution import Flags
 
 Images = Float[Tensor, "batch channel height width"]
-Labels = Int[Tensor, " batch"]
+Labels = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]  # or the classes' shares
 
 
 class Stack:
@@ -106,7 +106,8 @@ class Stack:
             raise ConfigurationError(
                 f"the model cannot be stacked ({error}); use --replicas 1"
             ) from error
-        losses = cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(dim=1)
+        targets = labels.transpose(1, 2) if labels.is_floating_point() else labels
+        losses = cross_entropy(logits.transpose(1, 2), targets, reduction="none").mean(dim=1)
         gradients = torch.autograd.grad(losses.sum(), list(weights.values()), allow_unused=True)
         if not is_all:  # batch norm has changed copies
             for name, tensor in others.items():

@@ -42,6 +42,7 @@ def summarise(run: Run) -> dict[str, Any]:
         "convergence_train_error": CONVERGED_TRAIN_ERROR,
         "interval": "Student-t 95 % across seeds, null below 3 seeds",
         "ideal_approximate_from": approximate_from(run),
+        **({} if run.config.get("shares_prefix", True) else {"shares_prefix": False}),
         "no_gap": [{"seed": s, "n_samples": n, "why": why} for (s, n), why in run.refused.items()],
         f"{reuse.name}_law": reuse.law(),
         "n_samples": {str(n): _summary_of_n(run, n, reuse) for n in run.n_samples},

@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from bootstrap.batch import Batch, Normalisation, to_unit_range
-from bootstrap.batch_norm import globalise_batch_norm, local_statistics
+from bootstrap.batch_norm import globalise_batch_norm
 from bootstrap.checkpoint import load_optimizer_tensors, optimizer_tensors, prefixed, without_prefix
 from bootstrap.errors import NumericError
-from bootstrap.evaluate import evaluate
+from bootstrap.evaluate import PerImage, evaluate
 from bootstrap.execution import Flags
 from bootstrap.feed import Feed
+from bootstrap.interventions import Setting
+from bootstrap.objective import build_gradient, build_inputs, build_update, gradients_of
 from bootstrap.pretrained import Pretrained
 from bootstrap.randomness import Stream, integers, torch_seed
 from bootstrap.ranks import ALONE, Ranks
@@ -36,6 +37,7 @@ from bootstrap.records import NO_IDS, Record, Scores, StepRecord, hash_ids
 from bootstrap.shards import Manifest
 from bootstrap.stacked import Seat
 from bootstrap.worlds import STREAM_START
+from bootstrap.wrapping import Wrapping, build_prediction, build_wrapping, measures, wrap_model
 
 
 @dataclass
@@ -46,6 +48,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     seed: int
     is_seen: np.ndarray  # bool per pool sample
+    choices: tuple[dict[str, Tensor], ...] = ()  # of each choice of the recipe
     step: int = 0
     ids_hash: str = NO_IDS
     samples_seen: int = 0
@@ -59,11 +62,13 @@ class TrainState:
         self.ids_hash = hash_ids(self.ids_hash, ids)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, buffers, optimiser state and the set of seen ids, flat."""
+        """Weights, buffers, states of the optimiser and of choices, the set of seen ids; flat."""
+        of_choices = [prefixed(f"choice.{k}", state) for k, state in enumerate(self.choices)]
         return {
             **prefixed("model", self.model.state_dict()),
             **optimizer_tensors(self.optimizer),
             "is_seen": torch.from_numpy(np.packbits(self.is_seen)),
+            **{name: tensor for state in of_choices for name, tensor in state.items()},
         }
 
     def meta(self) -> dict[str, Any]:
@@ -75,6 +80,9 @@ class TrainState:
         """Become the state that `tensors` and `meta` describe."""
         self.model.load_state_dict(without_prefix("model", tensors))
         load_optimizer_tensors(self.optimizer, tensors)
+        for k, state in enumerate(self.choices):
+            for name, tensor in without_prefix(f"choice.{k}", tensors).items():
+                state[name].copy_(tensor)
         self.is_seen = np.unpackbits(tensors["is_seen"].numpy(), count=len(self.is_seen)).astype(
             bool
         )
@@ -108,15 +116,17 @@ class Task:
     ranks: Ranks = ALONE
     seat: Seat | None = None  # among runs that take their steps together
 
-    def differentiate(self, model: nn.Module, x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch and its logits; the gradient is left in the parameters."""
-        if self.seat is not None:
-            return self.seat.differentiate(model, x, labels)
-        with self.flags.autocast():
-            logits = model(x)
-        loss = self.ranks.mean(cross_entropy(logits.float(), labels))
-        loss.backward()
-        return loss.detach(), logits.detach()
+    def wrapping(self, state: TrainState, normalise: Normalisation) -> Wrapping:
+        """Every choice with where it stands: the step, its state, its draws."""
+        return build_wrapping(
+            *(self.recipe, state.choices),
+            step=state.step,
+            seed=state.seed,
+            model=state.model,
+            normalise=normalise,
+            ranks=self.ranks,
+            device=self.flags.torch_device,
+        )
 
     @property
     def normalise(self) -> Normalisation:
@@ -145,12 +155,25 @@ def build_state(
         init.load_into(model)
     if ranks.n > 1 and flags.bn == "global":
         globalise_batch_norm(model, ranks)
+    setting = Setting(
+        image_shape=manifest.image_shape,
+        n_classes=manifest.n_classes,
+        pool_n_samples=pool_n_samples,
+        n_steps=recipe.n_steps,
+        batch_size=recipe.batch_size // ranks.n,
+        device=flags.torch_device,
+    )
+    model = wrap_model(recipe.choices, model, setting, seed)
     model = model.to(flags.torch_device).to(memory_format=torch.channels_last)
     optimizer = recipe.optimizer.build(model.parameters())
     if flags.compiled:
         model.compile(dynamic=False)
     return TrainState(
-        model=model, optimizer=optimizer, seed=seed, is_seen=np.zeros(pool_n_samples, dtype=bool)
+        model=model,
+        optimizer=optimizer,
+        seed=seed,
+        is_seen=np.zeros(pool_n_samples, dtype=bool),
+        choices=tuple(choice.init_state(model, setting) for choice in recipe.choices),
     )
 
 
@@ -179,7 +202,7 @@ def _train(
     is_paused: Callable[[], bool],
 ) -> Iterator[Record | StepRecord]:
     recipe, normalise, first_step = task.recipe, task.normalise, state.step
-    ranks, mine = task.ranks, task.ranks.share(recipe.batch_size)
+    ranks, n_classes = task.ranks, task.feed.pool.manifest.n_classes
 
     while True:
         step, started = state.step, time.perf_counter()
@@ -202,37 +225,51 @@ def _train(
         for group in state.optimizer.param_groups:
             group["lr"] = recipe.lr_at(step)
         x = recipe.augmentation.apply(to_unit_range(batch.images), normalise.mean, state.seed, step)
-        loss, logits = task.differentiate(state.model, normalise(x[mine]), batch.labels[mine])
-        if not torch.isfinite(loss):
+        wrapping = task.wrapping(state, normalise)
+        inputs = build_inputs(normalise(x), batch, n_classes, wrapping, ranks)
+        found = build_gradient(state.model, wrapping, task.flags, ranks, task.seat)(inputs)
+        if not torch.isfinite(found.loss):
             raise NumericError(
-                f"step {step}: the training loss is {loss.item()}; lower the learning rate"
+                f"step {step}: the training loss is {found.loss.item()}; lower the learning rate"
             )
-        gradients = [p.grad for p in state.model.parameters() if p.grad is not None]
-        ranks.average([*gradients, *local_statistics(state.model)])
-        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients)):
+        if not torch.isfinite(torch.nn.utils.get_total_norm(gradients_of(state.model))):
             raise NumericError(f"step {step}: the gradient is not finite; lower the learning rate")
-        state.optimizer.step()
+        build_update(state.optimizer, wrapping)()
         state.optimizer.zero_grad()
 
         state.step += 1
         state.wall_s += time.perf_counter() - started
         if on_test is not None:
-            batch_error = ranks.mean((logits.argmax(dim=1) != batch.labels[mine]).float().mean())
+            is_wrong = found.logits.argmax(dim=1) != inputs.labels
             yield StepRecord(
-                step=step, test=on_test, batch_loss=loss.item(), batch_error=batch_error.item()
+                step=step,
+                test=on_test,
+                batch_loss=found.loss.item(),
+                batch_error=ranks.mean(is_wrong.float().mean()).item(),
             )
 
 
 def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -> Record:
     is_last = state.step == task.recipe.n_steps
     test = task.test if is_last else task.test.first(task.recipe.n_test_curve)
+    wrapping = task.wrapping(state, normalise)
+
+    def scores_of(batch: Batch, split: str) -> PerImage:
+        forward = build_prediction(state.model, wrapping, split)
+        return evaluate(
+            *(state.model, batch, normalise, task.flags), ranks=task.ranks, forward=forward
+        )
+
     on_probes: dict[str, Scores] = {}
     names = task.probes.active(state.step) if task.probes else []
+    sizes = {name: task.probes.n[name] for name in names} if task.probes else {}
+    probe = None
     if task.probes and names:
-        largest = task.probes.batch.first(max(task.probes.n[name] for name in names))
-        per_image = evaluate(state.model, largest, normalise, task.flags, ranks=task.ranks)
-        on_probes = {name: per_image.mean(task.probes.n[name]) for name in names}
-    on_test = evaluate(state.model, test, normalise, task.flags, ranks=task.ranks)
+        largest = task.probes.batch.first(max(sizes.values()))
+        per_image = scores_of(largest, "train")
+        on_probes = {name: per_image.mean(n) for name, n in sizes.items()}
+        probe = per_image.scored(largest)
+    on_test = scores_of(test, "test")
     scores = on_test.mean()
     for found in (scores, *on_probes.values()):
         refuse_infinite(found, state.step)
@@ -245,6 +282,7 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         test=scores,
         train=None,
         probes=on_probes,
+        **measures(wrapping, on_test.scored(test), probe, sizes),
         wall_s=state.wall_s,
         test_images=on_test.images(),
     )
@@ -259,7 +297,8 @@ def _evaluate_this_step(task: Task, state: TrainState, normalise: Normalisation)
     )
     started = time.perf_counter()
     chunk = -(-EVERY_STEP_N // task.ranks.n)
-    scores = evaluate(state.model, drawn, normalise, task.flags, chunk, task.ranks).mean()
+    forward = build_prediction(state.model, task.wrapping(state, normalise), "test")
+    scores = evaluate(state.model, drawn, normalise, task.flags, chunk, task.ranks, forward).mean()
     state.evaluation_s += time.perf_counter() - started
     refuse_infinite(scores, state.step)
     return scores

@@ -68,6 +68,10 @@ class SeedOrder:
                 " only whole blocks are used"
             )
 
+    def n_drawn(self, n_samples: int) -> int:
+        """How many samples of the stream the first `n_samples` of this order are taken from."""
+        return n_samples
+
     def ids(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Global ids of these positions."""
         block, offset = np.divmod(positions, BLOCK)
