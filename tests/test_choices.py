@@ -1,0 +1,102 @@
+"""What holds of every design choice: its null strength, its draws, its worlds, its cost."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from choices import CASES, RECIPE, few_steps, weights
+from torch.utils.flop_counter import FlopCounterMode
+
+from bootstrap import filtered, randomness, worlds
+from bootstrap.interventions import INTERVENTIONS, is_wrapped, step_cost
+from bootstrap.models import PreActResNet18
+from bootstrap.randomness import Stream
+
+OWN_STREAMS = {Stream.CHOICE, Stream.CONDITION, Stream.LABEL_NOISE}
+each = pytest.mark.parametrize("name", CASES)
+
+
+@pytest.fixture(scope="module")
+def baseline(toy_data):
+    return few_steps(toy_data)
+
+
+def test_every_choice_is_tested():
+    assert set(CASES) == set(INTERVENTIONS)
+    assert all(type(case.full) is INTERVENTIONS[name] for name, case in CASES.items())
+
+
+@each
+def test_null_strength_changes_no_byte(toy_data, baseline, name):
+    state, rows = few_steps(toy_data, CASES[name].null)
+    assert rows == baseline[1]
+    assert torch.equal(weights(state), weights(baseline[0]))
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.tiny])
+def test_a_millionth_of_the_strength_changes_next_to_nothing(toy_data, baseline, name):
+    changed, plain = weights(few_steps(toy_data, CASES[name].tiny)[0]), weights(baseline[0])
+    distance = float((changed - plain).norm() / plain.norm())
+    assert distance < 1e-4
+    assert distance > 0 or not CASES[name].moves
+
+
+def draws_of(monkeypatch, run):
+    """What a run returns, and the coordinates at which streams are drawn that are no choice's."""
+    for cached in (worlds.pass_order, worlds.block_order, filtered.kept_samples):
+        cached.cache_clear()
+    drawn, bits = set(), randomness.bits
+
+    def noted(seed, stream, *coordinates, n):
+        if stream not in OWN_STREAMS:
+            drawn.add((seed, stream, coordinates, n))
+        return bits(seed, stream, *coordinates, n=n)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(randomness, "bits", noted)
+        before = torch.random.get_rng_state()
+        found = run()
+        assert torch.equal(torch.random.get_rng_state(), before)
+    return found, drawn
+
+
+@each
+def test_full_strength_leaves_every_other_draw_alone(toy_data, baseline, monkeypatch, name):
+    choice = CASES[name].full
+    plain, expected = draws_of(monkeypatch, lambda: few_steps(toy_data))
+    (state, rows), drawn = draws_of(monkeypatch, lambda: few_steps(toy_data, choice))
+    assert drawn == expected
+    assert torch.equal(weights(plain[0]), weights(baseline[0]))
+    assert torch.equal(weights(state), weights(baseline[0])) is not CASES[name].trains
+    if not is_wrapped(choice, "keeps"):
+        hashes = [[row.get("ids_hash") for row in found] for found in (rows, baseline[1])]
+        assert hashes[0] == hashes[1]
+
+
+@each
+def test_where_no_sample_is_used_again_both_worlds_are_one_run(toy_data, name):
+    n = RECIPE.n_draws
+    real = few_steps(toy_data, CASES[name].full, n=n)
+    ideal = few_steps(toy_data, CASES[name].full, n=n, world_n=512)
+    assert real[1] == ideal[1]
+    assert torch.equal(weights(real[0]), weights(ideal[0]))
+
+
+@each
+def test_evaluation_changes_nothing(toy_data, name):
+    often, never = (
+        few_steps(toy_data, CASES[name].full, evaluates=evaluates)[0] for evaluates in (True, False)
+    )
+    assert torch.equal(weights(often), weights(never))
+
+
+@each
+def test_a_step_costs_what_is_declared(toy_data, name):
+    """Multiplications of a deep model: a shallow one has much of its cost in the first layer."""
+    recipe = replace(RECIPE, model=PreActResNet18(width=4), n_steps=1)
+    counts = []
+    for choices in ((), (CASES[name].full,)):
+        with FlopCounterMode(display=False) as counter:
+            few_steps(toy_data, *choices, recipe=recipe, evaluates=False)
+        counts.append(counter.get_total_flops())
+    assert counts[1] / counts[0] == pytest.approx(step_cost([CASES[name].full]), rel=0.2)
