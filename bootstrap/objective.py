@@ -95,7 +95,8 @@ def build_gradient(
 
         loss = loss_fn(forward, inputs)
         loss.backward()
-        ranks.average([*gradients_of(model), *local_statistics(model)])
+        if ranks.n > 1:
+            ranks.average([*gradients_of(model), *local_statistics(model)])
         return Gradient(loss.detach(), passes[0])
 
     gradient: GradientFn = differentiate

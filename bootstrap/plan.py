@@ -15,7 +15,7 @@ from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
 from bootstrap.filtered import KeptOrder, has_filter, kept_samples
-from bootstrap.interventions import check_stackable, name_of
+from bootstrap.interventions import check_execution, name_of
 from bootstrap.keep import Keep, agree
 from bootstrap.pool import Pool
 from bootstrap.presets import PRESETS
@@ -133,8 +133,7 @@ def plan_pair(
     Ranks(n=flags.ranks).share(recipe.batch_size)  # refuses what does not divide
     manifest = read_manifest(data)
     check_columns(recipe, data, manifest)
-    if flags.replicas > 1:
-        check_stackable(recipe.choices)
+    check_execution(recipe.choices, is_stacked=flags.replicas > 1, is_compiled=flags.compiled)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     if init is not None:
         init.check(recipe, manifest)

@@ -18,6 +18,7 @@ from bootstrap.interventions.adversarial import PGD
 from bootstrap.interventions.dropout import Dropout
 from bootstrap.interventions.flooding import Flooding
 from bootstrap.interventions.forgetting import ForgettingEvents, ProbeFlips
+from bootstrap.interventions.gradient_penalty import GradientPenalty
 from bootstrap.interventions.label_noise import LabelNoise
 from bootstrap.interventions.label_smoothing import LabelSmoothing
 from bootstrap.interventions.mixing import Cutmix, Mixup
@@ -139,6 +140,12 @@ def test_a_choice_that_changes_the_loss_is_refused_for_stacked_seeds(toy_data, t
             n_samples=N,
             flags=FLAGS.stacked(2),
         )
+
+
+def test_a_choice_that_differentiates_twice_is_refused_for_a_compiled_model(toy_data, tmp_path):
+    recipe, flags = replace(TINY, choices=(GradientPenalty(),)), replace(FLAGS, compiled=True)
+    with pytest.raises(ConfigurationError, match=r"differentiates twice, .* use --compile off"):
+        plan_pair(recipe, toy_data, tmp_path, n_samples=N, flags=flags)
 
 
 # ---------------------------------------------------------------- what is refused

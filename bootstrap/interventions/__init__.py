@@ -55,7 +55,7 @@ __all__ = [
     "UpdateFn",
     "WorldClass",
     "check_choices",
-    "check_stackable",
+    "check_execution",
     "is_wrapped",
     "name_of",
     "step_cost",
@@ -89,7 +89,7 @@ INTERVENTIONS: dict[str, type] = {
     "forgetting_events": ForgettingEvents,
     "probe_flips": ProbeFlips,
 }
-IN_ONE_PROCESS = ("wrap_sample_loss", "wrap_loss")  # the loss of stacked seeds is one tensor's
+OF_THE_LOSS = ("wrap_sample_loss", "wrap_loss")
 
 
 def check_choices(choices: Sequence[Choice]) -> None:
@@ -115,14 +115,19 @@ def check_choices(choices: Sequence[Choice]) -> None:
                 raise ConfigurationError(f"choices {name} and {other} do not go together: {why}")
 
 
-def check_stackable(choices: Sequence[Choice]) -> None:
-    """ConfigurationError for a choice that seeds with stacked weights cannot have."""
+def check_execution(choices: Sequence[Choice], *, is_stacked: bool, is_compiled: bool) -> None:
+    """ConfigurationError for a choice that cannot be run in this way."""
     for choice in choices:
-        changed = [seam for seam in IN_ONE_PROCESS if is_wrapped(choice, seam)]
-        if changed:
+        name = name_of(choice)
+        if is_stacked and any(is_wrapped(choice, seam) for seam in OF_THE_LOSS):
             raise ConfigurationError(
-                f"choice {name_of(choice)} changes the loss, which --replicas takes for all seeds"
-                " at once; use --replicas 1"
+                f"choice {name} changes the loss, which --replicas takes for all seeds at once;"
+                " use --replicas 1"
+            )
+        if is_compiled and choice.differentiates_twice:
+            raise ConfigurationError(
+                f"choice {name} differentiates twice, which a compiled model cannot;"
+                " use --compile off"
             )
 
 

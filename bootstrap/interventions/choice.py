@@ -175,6 +175,7 @@ class Choice:
     needs: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     shares_prefix: ClassVar[bool] = True
+    differentiates_twice: ClassVar[bool] = False  # which a compiled model cannot
     not_with: ClassVar[tuple[tuple[str, str], ...]] = ()  # (name of another choice, why)
 
     @property

@@ -28,6 +28,7 @@ class GradientPenalty(Choice):
 
     strength: float = 0.1
     world_class: ClassVar[WorldClass] = WorldClass.STRICT
+    differentiates_twice: ClassVar[bool] = True
 
     @property
     def cost(self) -> float:
