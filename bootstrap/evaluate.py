@@ -42,8 +42,13 @@ class PerImage:
 
     def scored(self, batch: Batch) -> Scored:
         """What choices are told of the images of `batch`, of which these are the scores."""
-        columns, labels = batch.columns, batch.labels
-        return Scored(labels=labels, predicted=self.predicted, ids=batch.ids, columns=columns)
+        return Scored(
+            images=batch.images,
+            labels=batch.labels,
+            predicted=self.predicted,
+            ids=batch.ids,
+            columns=batch.columns,
+        )
 
     def images(self) -> ImageScores:
         """The scores of each image, as they are saved."""

@@ -43,6 +43,11 @@ def kept_samples(data: Path, choices: tuple[Choice, ...], n: int) -> Bool[np.nda
     return np.concatenate(parts)[:n]
 
 
+def count_kept(choices: tuple[Choice, ...], data: Path, n: int) -> int | None:
+    """How many of the first `n` samples stay; None if no choice leaves any out."""
+    return int(kept_samples(data, choices, n).sum()) if has_filter(choices) else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class KeptOrder(SeedOrder):
     """The order in which a seed reads what is kept: `SeedOrder` without the rest."""

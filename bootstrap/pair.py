@@ -20,6 +20,7 @@ from bootstrap.cost import bytes_to_come
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
 from bootstrap.execution import Flags
 from bootstrap.files import check_space, pretty_json, remove_leftovers, replace
+from bootstrap.filtered import count_kept
 from bootstrap.forks import (
     Control,
     SeedRun,
@@ -31,7 +32,7 @@ from bootstrap.forks import (
 )
 from bootstrap.keep import Keep
 from bootstrap.locks import locked
-from bootstrap.plan import Plan, count_kept, plan_pair, run_name, write_pair_json
+from bootstrap.plan import Plan, plan_pair, run_name, write_pair_json
 from bootstrap.plot import write_figure
 from bootstrap.pretrained import Pretrained
 from bootstrap.ranks import ALONE, Ranks
@@ -162,7 +163,7 @@ def run_real(
 ) -> Path:
     """Train one real world alone, without probes: its records and final weights; resumable."""
     manifest = read_manifest(data)
-    n_kept = count_kept(recipe, data, manifest.n_stream)
+    n_kept = count_kept(recipe.choices, data, manifest.n_stream)
     there = manifest.n_stream if n_kept is None else n_kept
     if n_samples > there:
         raise NotEnoughData(f"{data}: the stream holds {there:,} samples, not {n_samples:,}")

@@ -24,9 +24,9 @@ from bootstrap.errors import (
 )
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, pretty_json, sha256_hex
+from bootstrap.filtered import count_kept
 from bootstrap.forks import Control, SeedRun
-from bootstrap.plan import Plan, check_enough_data, identity
-from bootstrap.pool import Pool
+from bootstrap.plan import Plan
 from bootstrap.pretrained import Pretrained
 from bootstrap.recipe import Recipe
 from bootstrap.records import Record
@@ -141,11 +141,12 @@ def reference_scores(
         n_samples=(n,),
         flags=picking.flags,
         init=picking.init,
+        n_kept=count_kept(recipe.choices, picking.data, picking.pool_n_samples),
     )
     picking.flags.apply()
     with (
-        closing(Pool(picking.data, "stream", manifest)) as pool,
-        closing(Pool(picking.data, SPLIT, manifest)) as reference,
+        closing(plan.pool("stream")) as pool,
+        closing(plan.pool(SPLIT)) as reference,
     ):
         run = SeedRun(plan=plan, seed=SEED, pool=pool, control=Control())
         held_out = Batch.from_columns(reference.first(reference.n), plan.flags.torch_device)

@@ -14,7 +14,7 @@ from bootstrap.environment import describe_environment, version_changes
 from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
-from bootstrap.filtered import KeptOrder, has_filter, kept_samples
+from bootstrap.filtered import KeptOrder, count_kept, has_filter
 from bootstrap.interventions import check_execution, name_of
 from bootstrap.keep import Keep, agree
 from bootstrap.pool import Pool
@@ -156,15 +156,8 @@ def plan_pair(
         flags=flags,
         keep=keep if overwrite else agree(folder, keep),
         init=init,
-        n_kept=count_kept(recipe, data, pool_n_samples),
+        n_kept=count_kept(recipe.choices, data, pool_n_samples),
     )
-
-
-def count_kept(recipe: Recipe, data: Path, pool_n_samples: int) -> int | None:
-    """How many of a pool's samples choices keep; None if no choice leaves any out."""
-    if not has_filter(recipe.choices):
-        return None
-    return int(kept_samples(data, recipe.choices, pool_n_samples).sum())
 
 
 def check_columns(recipe: Recipe, data: Path, manifest: Manifest) -> None:
@@ -197,7 +190,7 @@ def check_enough_data(
     if not n_samples or min(n_samples) < 1:
         raise ConfigurationError(f"n_samples={list(n_samples)}: give at least one N of at least 1")
     needed = max(recipe.n_draws, *n_samples)
-    n_kept = count_kept(recipe, data, manifest.n_stream)
+    n_kept = count_kept(recipe.choices, data, manifest.n_stream)
     there = manifest.n_stream if n_kept is None else n_kept
     if needed > there and allow_reuse:
         needed = max(n_samples)

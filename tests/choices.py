@@ -25,6 +25,7 @@ from bootstrap.interventions.long_tail import LongTail
 from bootstrap.interventions.mixing import Cutmix, Cutout, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI
+from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
 from bootstrap.interventions.weight_decay import WeightDecay
@@ -125,6 +126,9 @@ CASES = {
     ),
     "forgetting_events": Case(null=ForgettingEvents(), full=ForgettingEvents(), trains=False),
     "probe_flips": Case(null=ProbeFlips(), full=ProbeFlips(), trains=False),
+    "robust_error": Case(
+        null=RobustError(n=8, n_moves=1), full=RobustError(n=8, n_moves=1), trains=False
+    ),
 }
 
 

@@ -22,6 +22,7 @@ from bootstrap.interventions.logit_adjustment import LogitAdjustment, LogitAdjus
 from bootstrap.interventions.mixing import Cutmix, Cutout, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI, weight_tensors
+from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.weight_decay import WeightDecay
 from bootstrap.objective import build_inputs, build_loss, cross_entropies, mean_of
@@ -299,6 +300,30 @@ def test_pgd_stays_within_epsilon_and_in_the_range_of_pixels():
     assert losses.mean() > cross_entropies(model, inputs).mean()
 
 
+def test_a_small_attack_is_a_gradient_penalty():
+    """grad l(x + s g) = grad (l + s/2 ||g||^2) for small s, in a smooth model."""
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, K))
+    model, strength = nn.Sequential(*layers).double(), 1e-3
+    context = context_of(FGM(), model)
+    inputs = smooth_inputs(context).rows(slice(1))
+    inputs = replace(inputs, x=inputs.x.double(), targets=inputs.targets.double())
+
+    def slopes(losses):
+        found = torch.autograd.grad(losses(model, inputs).sum(), list(model.parameters()))
+        return torch.cat([slope.flatten() for slope in found])
+
+    x = inputs.x.clone().requires_grad_()
+    (g,) = torch.autograd.grad(cross_entropies(model, replace(inputs, x=x)).sum(), x)
+    size = float((g / context.deviation).norm())
+    choices = FGM(epsilon=strength * size), GradientPenalty(strength=strength)
+    plain = slopes(cross_entropies)
+    attack, penalty = (
+        slopes(choice.wrap_sample_loss(cross_entropies, context)) - plain for choice in choices
+    )
+    torch.testing.assert_close(attack, penalty, rtol=0, atol=0.01 * float(penalty.norm()))
+
+
 # ---------------------------------------------------------------- the gradient and the update
 
 
@@ -411,6 +436,24 @@ def test_a_model_without_a_linear_layer_has_no_dropout():
 # ---------------------------------------------------------------- metrics
 
 
+def test_the_robust_error_is_the_error_without_an_attack_and_rises_with_it():
+    from bootstrap.interventions import Scored
+
+    batch, model = batch_of(), linear()
+    context = context_of(RobustError(), model)
+    predicted = model(context.normalise(batch.images.float() / 255)).argmax(dim=1)
+    labels = torch.where(torch.arange(N) < 12, predicted, (predicted + 1) % K)  # 4 of 16 are wrong
+    scored = Scored(images=batch.images, labels=labels, predicted=predicted, ids=batch.ids)
+    errors = [
+        RobustError(epsilon=e, move_size=e / 4).measure(scored, context)["test_robust_error"]
+        for e in (0.0, 0.01, 0.5)
+    ]
+    assert errors[0] == 0.25
+    assert errors[0] < errors[1] < errors[2] == 1.0
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_sample_is_forgotten_when_it_is_wrong_after_it_was_right():
     choice, context = ForgettingEvents(), context_of(ForgettingEvents())
     for right in ([0, 1, 1], [1, 0, 1], [0, 1, 1], [1, 0, 1]):
@@ -429,7 +472,8 @@ def test_flips_are_counted_between_evaluations():
 
     def scored(right):
         labels = torch.zeros(len(right), dtype=torch.int64)
-        return Scored(labels=labels, predicted=1 - torch.tensor(right), ids=np.arange(len(right)))
+        predicted, ids = 1 - torch.tensor(right), np.arange(len(right))
+        return Scored(images=labels, labels=labels, predicted=predicted, ids=ids)
 
     choice, context = ProbeFlips(), context_of(ProbeFlips())
     for right in ([0, 1, 1], [1, 1, 0], [1, 1, 1]):

@@ -36,6 +36,7 @@ from bootstrap.interventions.long_tail import LongTail
 from bootstrap.interventions.mixing import Cutmix, Cutout, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI
+from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
 from bootstrap.interventions.weight_decay import WeightDecay
@@ -88,6 +89,7 @@ INTERVENTIONS: dict[str, type] = {
     "label_noise_train_and_test": LabelNoiseTrainAndTest,
     "forgetting_events": ForgettingEvents,
     "probe_flips": ProbeFlips,
+    "robust_error": RobustError,
 }
 OF_THE_LOSS = ("wrap_sample_loss", "wrap_loss")
 

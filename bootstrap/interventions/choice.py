@@ -94,8 +94,9 @@ class Gradient:
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Images of a fixed set and what the model said of them."""
+    """Images of a fixed set, uint8 (n, height, width, channel), and what the model said of them."""
 
+    images: Tensor
     labels: Tensor
     predicted: Tensor  # classes
     ids: Int[np.ndarray, " n"]
@@ -106,6 +107,7 @@ class Scored:
         columns = {name: column[:n] for name, column in self.columns.items()}
         return replace(
             self,
+            images=self.images[:n],
             labels=self.labels[:n],
             predicted=self.predicted[:n],
             ids=self.ids[:n],
