@@ -28,6 +28,7 @@ from bootstrap.interventions.penalty import L1, L2, WEISSI
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
+from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 from bootstrap.models import SmallCNN
 from bootstrap.optimizers import SGD
@@ -111,6 +112,7 @@ CASES = {
         tiny=PGD(epsilon=8e-6 / 255, move_size=2e-6 / 255, n_moves=2),
         full=PGD(n_moves=2),
     ),
+    "vat": Case(null=VAT(weight=0.0), tiny=VAT(weight=1e-6), full=VAT()),
     "sam": Case(null=SAM(rho=0.0), tiny=SAM(rho=5e-8), full=SAM(rho=0.5)),
     "logit_adjustment": Case(
         null=LogitAdjustment(tau=0.0), tiny=LogitAdjustment(tau=1e-6), full=LogitAdjustment()

@@ -24,6 +24,7 @@ from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI, weight_tensors
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
+from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 from bootstrap.objective import build_inputs, build_loss, cross_entropies, mean_of
 from bootstrap.optimizers import SGD, AdamW, Constant
@@ -298,6 +299,32 @@ def test_pgd_stays_within_epsilon_and_in_the_range_of_pixels():
     assert ((seen[-1] >= low) & (seen[-1] <= high)).all()
     assert ((inputs.x + 0.03 / context.deviation > high) & (seen[-1] == high)).any()
     assert losses.mean() > cross_entropies(model, inputs).mean()
+
+
+def test_vat_adds_the_divergence_in_a_direction_that_matters():
+    torch.manual_seed(0)
+    layers = (nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, K))
+    model, choice = nn.Sequential(*layers), VAT(epsilon=0.5, n_moves=3)
+    context, seen = context_of(choice, model), []
+    inputs = smooth_inputs(context)
+
+    def forward(x):
+        seen.append(x.detach())
+        return model(x)
+
+    added = choice.wrap_sample_loss(cross_entropies, context)(forward, inputs)
+    added = added - cross_entropies(model, inputs)
+    shift = (seen[-1] - inputs.x) * context.deviation
+    torch.testing.assert_close(shift.flatten(1).norm(dim=1), torch.full((N,), 0.5))
+
+    def divergence(shift):
+        p, q = (model(inputs.x + s).softmax(dim=1) for s in (0, shift / context.deviation))
+        return (p * (p / q).log()).sum(dim=1)
+
+    torch.testing.assert_close(added, divergence(shift), rtol=1e-2, atol=1e-5)
+    noise = torch.randn_like(shift)
+    noise *= 0.5 / noise.flatten(1).norm(dim=1)[:, None, None, None]
+    assert (added > 3 * divergence(noise)).float().mean() > 0.9
 
 
 def test_a_small_attack_is_a_gradient_penalty():

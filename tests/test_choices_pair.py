@@ -21,6 +21,8 @@ from bootstrap.interventions.forgetting import ForgettingEvents, ProbeFlips
 from bootstrap.interventions.gradient_penalty import GradientPenalty
 from bootstrap.interventions.label_noise import LabelNoise
 from bootstrap.interventions.label_smoothing import LabelSmoothing
+from bootstrap.interventions.logit_adjustment import LogitAdjustment
+from bootstrap.interventions.long_tail import LongTail
 from bootstrap.interventions.mixing import Cutmix, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L2
@@ -163,8 +165,9 @@ class Undeclared(Choice):
         ((TINY.model,), "derive it from bootstrap.interventions.Choice"),
         ((L2(), SAM(), L2(strength=1.0)), "choice l2 is given twice"),
         ((ForgettingEvents(), Mixup()), "forgetting_events and mixup do not go together: it mixes"),
+        ((LongTail(rho=10.0), LogitAdjustment()), "rho=100.0 is not that of long_tail, 10.0"),
     ],
-    ids=["undeclared", "no choice", "twice", "not together"],
+    ids=["undeclared", "no choice", "twice", "not together", "other shares"],
 )
 def test_what_does_not_go_is_refused(choices, why):
     with pytest.raises(ConfigurationError, match=why):
@@ -183,6 +186,7 @@ def test_what_does_not_go_is_refused(choices, why):
         ("long_tail(rho=0.5)", "must be at least 1"),
         ("cutout(size_px=-1)", "must be at least 0"),
         ("pgd(n_moves=0)", "must be at least 1"),
+        ("vat(xi=0)", "a positive xi"),
     ],
 )
 def test_a_choice_that_makes_no_sense_is_refused(text, why):

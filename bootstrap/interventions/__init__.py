@@ -39,6 +39,7 @@ from bootstrap.interventions.penalty import L1, L2, WEISSI
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
+from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 
 __all__ = [
@@ -80,6 +81,7 @@ INTERVENTIONS: dict[str, type] = {
     "fgm": FGM,
     "fgsm": FGSM,
     "pgd": PGD,
+    "vat": VAT,
     "sam": SAM,
     "logit_adjustment": LogitAdjustment,
     "logit_adjustment_post_hoc": LogitAdjustmentPostHoc,
@@ -115,6 +117,7 @@ def check_choices(choices: Sequence[Choice]) -> None:
         for other, why in choice.not_with:
             if other in names:
                 raise ConfigurationError(f"choices {name} and {other} do not go together: {why}")
+        choice.check_with([other for other in choices if other is not choice])
 
 
 def check_execution(choices: Sequence[Choice], *, is_stacked: bool, is_compiled: bool) -> None:

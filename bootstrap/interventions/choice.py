@@ -9,7 +9,7 @@ No torch is imported before a seam is used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -190,6 +190,9 @@ class Choice:
     def files(self) -> tuple[Path, ...]:
         """Files that it reads (scores, weights of a reference): their bytes decide results."""
         return ()
+
+    def check_with(self, others: Sequence[Choice]) -> None:
+        """ConfigurationError if it contradicts another choice of the recipe."""
 
     def init_state(self, model: nn.Module, setting: Setting) -> dict[str, Tensor]:
         """Tensors that are saved, forked and handed over with the model, by name."""

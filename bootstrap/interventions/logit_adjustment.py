@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from bootstrap.errors import ConfigurationError
 from bootstrap.interventions.choice import (
     Choice,
     Forward,
@@ -14,7 +16,7 @@ from bootstrap.interventions.choice import (
     StepContext,
     WorldClass,
 )
-from bootstrap.interventions.long_tail import class_shares
+from bootstrap.interventions.long_tail import LongTail, class_shares
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,6 +33,15 @@ class LogitAdjustment(Choice):
     tau: float = 1.0
     rho: float = 100.0
     world_class: ClassVar[WorldClass] = WorldClass.ANNOTATED
+
+    def check_with(self, others: Sequence[Choice]) -> None:
+        """See `Choice`: the class shares must be those of the data."""
+        for other in others:
+            if isinstance(other, LongTail) and other.rho != self.rho:
+                raise ConfigurationError(
+                    f"logit adjustment: rho={self.rho} is not that of long_tail, {other.rho};"
+                    " give both the same"
+                )
 
     def init_state(self, model: nn.Module, setting: Setting) -> dict[str, Tensor]:
         """The logarithm of the class shares."""
