@@ -26,7 +26,7 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, pretty_json, sha256_hex
 from bootstrap.filtered import count_kept
 from bootstrap.forks import Control, SeedRun
-from bootstrap.plan import Plan
+from bootstrap.plan import Plan, check_enough_data, identity
 from bootstrap.pretrained import Pretrained
 from bootstrap.recipe import Recipe
 from bootstrap.records import Record
