@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 PHASES = {
-    "step": "bootstrap.train:cross_entropy",
+    "step": "bootstrap.objective:cross_entropy",
     "evaluation": "bootstrap.evaluate:score",
     "checkpoint": "bootstrap.checkpoint:replace",  # of the tensors, then of their record
     "sampling": "generators.write:label_and_sample",

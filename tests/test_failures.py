@@ -49,7 +49,7 @@ def spoil(patch, loss_of, call):
         loss = cross_entropy(logits, labels)
         return loss_of(loss) if next(calls) == call else loss
 
-    patch.setattr("bootstrap.train.cross_entropy", spoilt)
+    patch.setattr("bootstrap.objective.cross_entropy", spoilt)
 
 
 def run_tiny(data, out, **options):

@@ -31,7 +31,7 @@ GENERATE_PHASES = {
     "before the manifest": ("generators.write:collect_manifest", 1),
 }
 COMPARE_PHASES = {
-    "training the trunk": ("bootstrap.train:cross_entropy", 12),
+    "training the trunk": ("bootstrap.objective:cross_entropy", 12),
     "evaluating": ("bootstrap.train:_evaluate_on_grid", 9),
     "writing a row": ("json:dumps", 60),
     "saving the tensors of a fork": ("bootstrap.checkpoint:replace", 1),
@@ -42,7 +42,7 @@ COMPARE_PHASES = {
     "saving results": ("bootstrap.image_results:replace", 5),
     "between the results and the state": ("bootstrap.image_results:replace@after", 9),
     "after the trunk": ("bootstrap.forks:finish", 1),
-    "training a tail": ("bootstrap.train:cross_entropy", 45),
+    "training a tail": ("bootstrap.objective:cross_entropy", 45),
     "between the weights and the mark": ("bootstrap.forks:replace@after", 4),
     "after a tail": ("bootstrap.forks:finish@after", 2),
     "before the summary": ("bootstrap.pair:summarise", 1),

@@ -66,6 +66,8 @@ def test_stream_numbers_are_part_of_the_format():
         "DENOISER_NOISE": 11,
         "BOOTSTRAP": 12,
         "ARCHITECTURE": 13,
+        "CHOICE": 14,
+        "CONDITION": 15,
         "PRETRAIN": 20,
     }
 

@@ -211,7 +211,7 @@ def run_child(folder, function, call):
 @pytest.mark.long
 def test_a_sweep_that_is_killed_twice_ends_as_one_that_is_not(sweep, whole, toy_data, tmp_path):
     grid = write_grid(tmp_path, grid=GRID | {"data": [str(toy_data)]})
-    assert run_child(tmp_path, "bootstrap.train:cross_entropy", 30) == -9
+    assert run_child(tmp_path, "bootstrap.objective:cross_entropy", 30) == -9
     assert run_child(tmp_path, "bootstrap.forks:finish", 8) == -9
     assert contents(tmp_path / "out") != whole
     assert sweep(grid)[0] == 0
