@@ -17,7 +17,6 @@ import tyro
 
 from bootstrap.errors import BootstrapError, ConfigurationError
 from bootstrap.files import disk_errors
-from bootstrap.keep import Keep
 from bootstrap.options import (
     CompareOptions,
     DoctorOptions,
@@ -33,33 +32,23 @@ from bootstrap.options import (
 )
 from bootstrap.presets import PRESETS, build_preset
 from bootstrap.presets.figures import FIGURES
-from bootstrap.progress import Progress, bar_settings, summary_lines
+from bootstrap.progress import bar_settings
 from bootstrap.recipe import TABLES
-from bootstrap.signals import StopRequest
+from bootstrap.signals import StopRequest, deadline_of
 from bootstrap.sinks import (
     TENSORBOARD,
-    Opener,
-    Sinks,
     check_installed,
     parse_sinks,
     write_tensorboard,
 )
 from bootstrap.spec import format_spec, parse_spec
-from bootstrap.worlds import BLOCK
 
 if TYPE_CHECKING:
-    from bootstrap.execution import Flags
-    from bootstrap.pretrained import Pretrained
     from bootstrap.problems import Report
-    from bootstrap.ranks import Ranks
-    from bootstrap.recipe import Recipe
-    from generators.write import Labelling, MakeAll, Source
 
 log = logging.getLogger("deep-bootstrap")
 WEIGHTS = Path(__file__).resolve().parent.parent / "generators" / "weights"
 TEACHER = "teacher-v1.safetensors"
-SLOW_MINUTES = 20.0
-MIN_ESTIMATED_N = 512  # fewer images are made before they are timed
 
 
 # ---------------------------------------------------------------- commands
@@ -68,211 +57,34 @@ MIN_ESTIMATED_N = 512  # fewer images are made before they are timed
 def generate(argv: list[str]) -> None:
     """generate: images and labels into data/<name>/"""
     options = _parse(GenerateOptions, argv, "generate")
-    preset = build_preset(options.preset)
-    spec = preset.data
-    if options.n is not None and options.n < 1:
-        raise ConfigurationError(f"--n {options.n}: give at least one stream image")
-    n_stream = -(-(options.n or spec.n_stream) // BLOCK) * BLOCK
-    sizes = {**spec.sizes, "stream": n_stream}
-    if options.n_pretrain:
-        sizes = {"pretrain": options.n_pretrain, **sizes}
-    flags = options.execution.resolve("denoiser", sum(sizes.values()))
-    from generators.build import build_labelling, build_source, refuse_other_images
+    from generators.commands.generate import run_generate
 
-    asked = options.source
-    labels = options.labels or ("conditional" if asked else spec.labels)
-    if options.pipeline is not None:
-        if asked:
-            raise ConfigurationError("--pipeline and --source: give one of them")
-        asked = f"pipeline(folder={str(options.pipeline)!r})"
-        labels = options.labels or "teacher"
-    source = build_source(asked or spec.source, WEIGHTS, flags)
-    folder = options.data or options.out / (source.name if asked else spec.name)
-    labelling = build_labelling(labels, options.teacher or WEIGHTS / TEACHER, flags)
-    refuse_other_images(labelling, source)
-    _generate(source, folder, sizes, labelling, flags, options)
-
-
-def _generate(
-    source: Source,
-    folder: Path,
-    sizes: dict[str, int],
-    labelling: Labelling,
-    flags: Flags,
-    options: GenerateOptions,
-) -> None:
-    from bootstrap.files import check_space
-    from bootstrap.shards import read_manifest
-    from generators.build import images_per_s, n_bytes_of
-    from generators.card import write_card
-    from generators.missing import missing_shards, tolerated_keys
-    from generators.toy import ToySource
-    from generators.write import Job, generate
-
-    mixing: dict[str, Any] = {
-        "accept_new_bytes": options.accept_new_bytes,
-        "allow_mixed_devices": options.allow_mixed_devices,
-    }
-    make_all = _who_makes(options, flags)
-    provenance = Job(source=source, labelling=labelling, folder=folder).provenance()
-    shards = missing_shards(folder, sizes, provenance, tolerated_keys(**mixing))
-    n = sum(len(ids) for _, _, ids in shards)
-    if n == 0 and not options.dry_run:
-        # collect the records again: a kill may have come before that
-        before = read_manifest(folder) if (folder / "manifest.json").exists() else None
-        manifest = generate(source, folder, sizes, labelling, **mixing)
-        if before is None or manifest != before or not (folder / "README.md").exists():
-            write_card(folder, manifest)
-        held = ", ".join(f"{split} {manifest.n(split):,}" for split in sizes)
-        print(f"{folder}: complete, {held}; nothing to do")
-        return
-    check_space(folder, n_bytes_of(n, source.image_shape))
-    _say(f"{folder}: {n:,} images to make ({flags.describe()})")
-    if n >= MIN_ESTIMATED_N and (options.ray is None or options.dry_run):
-        rate = images_per_s(source, labelling)
-        _say(f"about {rate:.0f} images/s, {n / rate / 60:.1f} minutes")
-        if n / rate > 60 * SLOW_MINUTES:
-            _say(f"that is more than {SLOW_MINUTES:.0f} minutes; `--preset quick` makes 13,312")
-    if options.dry_run:
-        return
-    from tqdm import tqdm
-
-    started = time.perf_counter()
-    with StopRequest(_say) as stop, tqdm(total=n, unit="images", **bar_settings()) as bar:
-        manifest = generate(
-            source,
-            folder,
-            sizes,
-            labelling,
-            **mixing,
-            make_all=make_all,
-            on_images=bar.update,
-            is_interrupted=stop.is_requested,
-        )
-    write_card(folder, manifest)
-    if isinstance(source, ToySource):
-        print(f"Bayes error of the toy distribution: {source.bayes_error():.3f}")
-    seconds = time.perf_counter() - started
-    print(
-        f"{folder}: {n:,} images in {seconds:.0f} s, {n / seconds:.0f} images/s;"
-        f" see {folder / 'README.md'}"
-    )
-
-
-def _who_makes(options: GenerateOptions, flags: Flags) -> MakeAll:
-    """This process, or workers on Ray."""
-    from generators.write import make_in_turn
-
-    if options.ray is None:
-        if options.workers is not None:
-            raise ConfigurationError("--workers is for --ray; add `--ray local`")
-        return make_in_turn
-    from generators.cluster import RayWorkers
-
-    return RayWorkers(address=options.ray, flags=flags, n_workers=options.workers).make_all
+    for line in run_generate(options, WEIGHTS, _say):
+        print(line)
 
 
 def compare(argv: list[str]) -> None:
     """compare: train the real and the ideal world, write records, summary and figure"""
     name = _early_option(argv, "--preset", "laptop")
     options = _parse(CompareOptions, argv, "compare", CompareOptions.of_preset(name))
-    seeds, openers = parse_seeds(options.seeds), parse_sinks(options.sink)
-    keep, data = options.keep, options.data_folder
+    parse_seeds(options.seeds), parse_sinks(options.sink)  # refuse before ranks meet
     flags = options.execution.resolve("classifier", options.recipe.n_draws)
+    from bootstrap.comparison import run_compare
     from bootstrap.follow import follow
     from bootstrap.ranks import joined
 
     with joined(flags, options.bn) as (ranks, flags):
         if ranks.is_first:
-            flags = flags.stacked(options.replicas)
-            _compare(options, seeds, openers, keep, data, flags, ranks)
+            for line in run_compare(options, flags.stacked(options.replicas), ranks, _say):
+                print(line)
             return
         with StopRequest() as stop:
             follow(
-                *(options.recipe, data),
+                *(options.recipe, options.data_folder),
                 flags=flags,
                 ranks=ranks,
                 is_interrupted=stop.is_requested,
             )
-
-
-def _compare(
-    options: CompareOptions,
-    seeds: tuple[int, ...],
-    openers: dict[str, Opener],
-    keep: Keep,
-    data: Path,
-    flags: Flags,
-    ranks: Ranks,
-) -> None:
-    from bootstrap.forks import Control
-    from bootstrap.pair import run_pair
-    from bootstrap.plan import plan_pair
-    from bootstrap.pretrained import read_pretrained
-
-    recipe, pick = options.recipe, None
-    init = read_pretrained(options.init) if options.init else None
-    if options.pick_lr:
-        recipe, pick = _pick_lr(options, data, flags, init, ranks)
-    plan = plan_pair(
-        *(recipe, data, options.out),
-        n_samples=options.n_samples,
-        flags=flags,
-        preset=options.preset,
-        allow_reuse=options.allow_reuse,
-        keep=keep,
-        init=init,
-        overwrite=options.overwrite,
-    )
-    _say(f"{plan.folder}: N = {', '.join(f'{n:,}' for n in plan.n_samples)}, seeds {options.seeds}")
-    _say(
-        f"{format_spec(recipe.model, TABLES['model'])},"
-        f" {recipe.n_steps:,} steps of {recipe.batch_size}"
-        + "".join(f", {choice}" for choice in recipe.to_json().get("choices", ()))
-    )
-    if init is not None:
-        _say(f"both worlds start from {init.path}, pre-trained by {init.card['method']}")
-    _say(flags.describe())
-    if options.dry_run:
-        from bootstrap.cost import cost_lines
-        from bootstrap.probe import probe
-
-        if plan.is_done(seeds):
-            _say("it is complete, and would be left alone; as a whole it takes")
-        for line in cost_lines(plan, len(seeds), probe(plan, seeds[0])):
-            print(line)
-        return
-    was_complete = plan.is_done(seeds)
-    deadline = _deadline(options.max_minutes)
-    with (
-        StopRequest(_say) as stop,
-        Progress(plan, seeds) as progress,
-        Sinks(plan.folder, openers) as sinks,
-    ):
-        folder = run_pair(
-            recipe,
-            data,
-            options.out,
-            n_samples=options.n_samples,
-            seeds=seeds,
-            flags=flags,
-            preset=options.preset,
-            allow_reuse=options.allow_reuse,
-            overwrite=options.overwrite,
-            keep=keep,
-            init=init,
-            lr_pick=pick,
-            control=Control(
-                on_record=progress.on_record,
-                on_row=sinks.on_row,
-                is_interrupted=lambda: stop.is_requested() or time.monotonic() > deadline,
-            ),
-            ranks=ranks,
-        )
-    if was_complete:
-        print(f"{folder} was complete; nothing to do")
-    for line in summary_lines(folder):
-        print(line)
 
 
 def sweep(argv: list[str]) -> None:
@@ -303,40 +115,6 @@ def reproduce(argv: list[str]) -> None:
             print(line, flush=True)
 
 
-def _pick_lr(
-    options: CompareOptions, data: Path, flags: Flags, init: Pretrained | None, ranks: Ranks
-) -> tuple[Recipe, dict[str, Any] | None]:
-    """The recipe with the best learning rate, and how it was found; a dry run trains none."""
-    from bootstrap.explanation import lr_line
-    from bootstrap.pick_lr import Picking, pick_lr, with_lr
-
-    if ranks.n > 1:
-        raise ConfigurationError("--pick-lr and torchrun: pick in one process, then give the rate")
-    picking = Picking(
-        recipe=options.recipe,
-        data=data,
-        values=options.pick_lr,
-        n_samples=max(options.n_samples, default=0),
-        n_steps=options.pick_lr_steps or max(options.recipe.n_steps // 4, 1),
-        flags=flags.stacked(1),
-        init=init,
-    )
-    known = picking.read(options.out)
-    if known is None and options.dry_run:
-        _say(
-            f"--pick-lr would first train {len(picking.values)} real worlds of"
-            f" {picking.n_steps:,} steps; the rest is for lr {options.recipe.optimizer.lr:g}"
-        )
-        return options.recipe, None
-    deadline = _deadline(options.max_minutes)
-    with StopRequest(_say) as stop:
-        pick = known or pick_lr(
-            picking, options.out, lambda: stop.is_requested() or time.monotonic() > deadline
-        )
-    _say(lr_line(pick))
-    return with_lr(options.recipe, pick["lr"]), pick
-
-
 def pretrain(argv: list[str]) -> None:
     """pretrain: weights that `compare --init` starts both worlds from"""
     name = _early_option(argv, "--preset", "laptop")
@@ -361,7 +139,7 @@ def pretrain(argv: list[str]) -> None:
         data=data, split=options.split, classes=options.classes, n_samples=options.n_images
     )
     job = Job(recipe=recipe, method=method, corpus=corpus, seed=options.seed, flags=flags)
-    deadline = _deadline(options.max_minutes)
+    deadline = deadline_of(options.max_minutes)
     _say(f"{format_spec(recipe.model, TABLES['model'])}, {options.method}, {flags.describe()}")
     with (
         StopRequest(_say) as stop,
@@ -661,11 +439,6 @@ def _early_option(argv: list[str], flag: str, default: str) -> str:
         if word.startswith(flag + "="):
             return word.partition("=")[2]
     return default
-
-
-def _deadline(max_minutes: float | None) -> float:
-    """When to stop, on the monotonic clock."""
-    return time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
 
 
 def _say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
@@ -44,3 +45,8 @@ class StopRequest:
             raise SystemExit(130)
         self._requested = True
         self._say("stopping at the next safe point; once more to stop at once")
+
+
+def deadline_of(max_minutes: float | None) -> float:
+    """When to stop, on the monotonic clock: never without a limit."""
+    return time.monotonic() + 60 * max_minutes if max_minutes else float("inf")

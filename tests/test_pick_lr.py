@@ -8,7 +8,7 @@ from test_init import fresh
 from test_paired import FLAGS
 from tiny_pair import COMPARE, TINY
 
-from bootstrap import cli
+from bootstrap.comparison import picked
 from bootstrap.errors import ConfigurationError, Interrupted, NotEnoughData, NumericError
 from bootstrap.models import MLP
 from bootstrap.options import CompareOptions
@@ -139,4 +139,4 @@ def test_a_dry_run_tries_no_rate(deep_bootstrap, toy_data, tmp_path):
 def test_rates_are_not_picked_by_several_processes(toy_data):
     options = CompareOptions(pick_lr=(0.1,), n_samples=(48,), recipe=TINY)
     with pytest.raises(ConfigurationError, match="--pick-lr and torchrun"):
-        cli._pick_lr(options, toy_data, FLAGS, None, Ranks(0, 2))
+        picked(options, FLAGS, None, Ranks(0, 2), print)
