@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
@@ -89,6 +90,18 @@ def test_evaluation_changes_nothing(toy_data, name):
         few_steps(toy_data, CASES[name].full, evaluates=evaluates)[0] for evaluates in (True, False)
     )
     assert torch.equal(weights(often), weights(never))
+
+
+LOSSES = ("flooding", "focal", "gradient_penalty", "fgm", "vat", "logit_adjustment")
+
+
+@pytest.mark.parametrize("names", list(permutations(LOSSES, 2)), ids="-".join)
+def test_choices_of_the_loss_go_together_in_any_order(toy_data, baseline, names):
+    recipe = replace(RECIPE, n_steps=1)
+    state, _ = few_steps(toy_data, *(CASES[name].full for name in names), recipe=recipe)
+    assert torch.isfinite(weights(state)).all()
+    nulls, _ = few_steps(toy_data, *(CASES[name].null for name in names))
+    torch.testing.assert_close(weights(nulls), weights(baseline[0]), rtol=1e-6, atol=1e-7)
 
 
 class OneModule(nullcontext):

@@ -68,7 +68,9 @@ class Attack(Choice):
                     total = losses(forward, replace(inputs, x=x)).sum()
                     (slope,) = torch.autograd.grad(total, x)
                 shift = self.move(shift, slope / deviation)
-            return losses(forward, replace(inputs, x=(clean + shift / deviation).clamp(low, high)))
+            return losses(
+                forward, replace(inputs, x=(inputs.x + shift / deviation).clamp(low, high))
+            )
 
         return attacked
 

@@ -40,7 +40,9 @@ class GradientPenalty(Choice):
         import torch
 
         def penalised(forward: Forward, inputs: Inputs) -> Tensor:
-            x = inputs.x.detach().requires_grad_()
+            x = inputs.x  # an attack around this has its own gradient to it
+            if not x.requires_grad:
+                x = x.detach().requires_grad_()
             found = losses(forward, replace(inputs, x=x))
             (slope,) = torch.autograd.grad(found.sum(), x, create_graph=True)
             squares = (slope / context.deviation).square().flatten(1).sum(dim=1)

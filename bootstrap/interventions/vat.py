@@ -76,7 +76,7 @@ class VAT(Choice):
                 direction = unit(slope)
             shift = self.epsilon * direction / deviation
             with statistics_kept(context.model):
-                smoothness = divergences(log_p, forward(x + shift))
+                smoothness = divergences(log_p, forward(inputs.x + shift))
             return found + self.weight * smoothness
 
         return smoothed
