@@ -52,7 +52,11 @@ def probe(plan: Plan, seed: int = 0) -> Probe:
     with closing(plan.pool("stream")) as pool:
         run = SeedRun(plan=eager, seed=seed, pool=pool, control=Control())
         task, state = replace(run.task(plan.ideal_n_samples, ()), grid=frozenset()), run.state()
-        small = replace(task, recipe=replace(recipe, batch_size=n_small))
+        small = replace(
+            task,
+            recipe=replace(recipe, batch_size=n_small),
+            feed=replace(task.feed, batch_size=n_small),
+        )
         _seconds_per_sample(small, state, 1)  # the first step prepares much
         train_s, n_steps, batch_size = _seconds_per_sample(small, state, 1), 1, n_small
         if train_s * recipe.batch_size < LONG_S:

@@ -18,6 +18,7 @@ from bootstrap.cost import (
 )
 from bootstrap.errors import Interrupted
 from bootstrap.evaluate import evaluate
+from bootstrap.feed import Feed
 from bootstrap.forks import Control
 from bootstrap.keep import Evenly, Keep
 from bootstrap.optimizers import AdamW
@@ -131,8 +132,13 @@ def test_a_probe_writes_nothing_and_takes_no_time_to_speak_of(plan_of, tmp_path)
 
 def test_long_steps_are_measured_on_a_small_batch(plan_of, monkeypatch):
     monkeypatch.setattr("bootstrap.probe.LONG_S", 0.0)
+    sizes, batch = [], Feed.batch
+    monkeypatch.setattr(
+        Feed, "batch", lambda feed, k: sizes.append(feed.batch_size) or batch(feed, k)
+    )
     found = probe(plan_of())
     assert (found.n_steps, found.batch_size) == (1, 8)
+    assert {*sizes} == {8}
 
 
 def test_a_run_of_one_step_can_be_probed(plan_of):
