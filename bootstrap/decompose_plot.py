@@ -135,7 +135,8 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
         about_data(choice.config),
         f"N = {n_samples:,}, {int(choice.steps[-1]):,} SGD steps{batch}.",
         "Speed: by learning faster from fresh samples; time: by converging later on re-used ones;"
-        " residual: change of the gap. They add up to the change at convergence (total); below it, the change at the last step.",
+        " residual: change of the gap. They add up to the change at convergence (total); below it,"
+        " the change at the last step.",
     ]
     if n_seeds >= MIN_SEEDS:
         sentences.append(f"{n_seeds} seeds; bands and bars: Student-t 95 % intervals across seeds.")
