@@ -133,12 +133,7 @@ def plan_pair(
     Ranks(n=flags.ranks).share(recipe.batch_size)  # refuses what does not divide
     manifest = read_manifest(data)
     check_columns(recipe, data, manifest)
-    check_execution(
-        recipe.choices,
-        is_stacked=flags.replicas > 1,
-        is_shared=flags.ranks > 1,
-        is_compiled=flags.compiled,
-    )
+    check_execution(recipe.choices, is_stacked=flags.replicas > 1, is_compiled=flags.compiled)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     if init is not None:
         init.check(recipe, manifest)

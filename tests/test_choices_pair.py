@@ -284,11 +284,3 @@ def test_the_readmes_choice_changes_no_byte_at_null_strength(toy_data, tmp_path)
     text = f"{tmp_path}/mine.py:CentredLogits(strength=0)"
     (choice,) = Recipe.from_json({"choices": [text]}).choices
     assert few_steps(toy_data, choice)[1] == few_steps(toy_data)[1]
-
-
-def test_several_processes_are_refused_with_a_choice(toy_data, tmp_path):
-    flags = replace(FLAGS, ranks=2)
-    plan_pair(TINY, toy_data, tmp_path, n_samples=N, flags=flags)
-    recipe = replace(TINY, choices=(Flooding(),))
-    with pytest.raises(ConfigurationError, match=r"choice flooding has not been shown .* torchrun"):
-        plan_pair(recipe, toy_data, tmp_path, n_samples=N, flags=flags)

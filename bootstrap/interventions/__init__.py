@@ -120,17 +120,10 @@ def check_choices(choices: Sequence[Choice]) -> None:
         choice.check_with([other for other in choices if other is not choice])
 
 
-def check_execution(
-    choices: Sequence[Choice], *, is_stacked: bool, is_shared: bool, is_compiled: bool
-) -> None:
+def check_execution(choices: Sequence[Choice], *, is_stacked: bool, is_compiled: bool) -> None:
     """ConfigurationError for a choice that cannot be run in this way."""
     for choice in choices:
         name = name_of(choice)
-        if is_shared:
-            raise ConfigurationError(
-                f"choice {name} has not been shown to be on several processes what it is on one;"
-                " leave torchrun out"
-            )
         if is_stacked and any(is_wrapped(choice, seam) for seam in OF_THE_LOSS):
             raise ConfigurationError(
                 f"choice {name} changes the loss, which --replicas takes for all seeds at once;"
