@@ -11,7 +11,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare reproduce plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-import clean
+.PHONY: help setup generate compare reproduce plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-replicas bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench-solvers: $(READY)  ## which solver with how many evaluations (ARGS="--weig
 
 bench-scale: $(READY)  ## measure writing and reading a large data set, ARGS='--n 1000000'
 	$(BIN)/python -m tests.bench.scale $(ARGS)
+
+bench-replicas: $(READY)  ## measure from which size on stacking seeds does not pay
+	$(BIN)/python -m tests.bench.replicas $(ARGS)
 
 bench-import: $(READY)  ## import a CIFAR-5m part of full length: time, memory, every row (10 GB of disk)
 	$(BIN)/python -m tests.bench.importing $(ARGS)
