@@ -23,8 +23,8 @@ def fig5_augmentation(scale: Scale) -> Figure:
     """Figure 5a: augmentation in both worlds.
 
     The paper crops with zero and with reflect padding; here the outside has the data set's mean
-    colour. Cutout and mixup are put on images that are not cropped or mirrored, which the paper may
-    do otherwise.
+    colour. Cutout and mixup, which the released code does not run, are put on images that are not
+    cropped or mirrored; the paper may do otherwise.
     """
     ways: dict[str, Words] = {
         "none": {"augmentation": "none"},
