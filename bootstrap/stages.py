@@ -15,11 +15,12 @@ from pathlib import Path
 from tqdm import tqdm
 
 from bootstrap.cost import duration, si
-from bootstrap.errors import NotEnoughData
+from bootstrap.errors import Interrupted, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.explanation import lr_line
 from bootstrap.files import canonical_json, sha256_hex
 from bootstrap.grid import Sweep, Words, build_options
+from bootstrap.locks import Held
 from bootstrap.options import CompareOptions, SweepRun
 from bootstrap.pick_lr import Picking, pick_lr
 from bootstrap.plan import Plan
@@ -91,6 +92,11 @@ class Stage:
         except NotEnoughData:  # nor are the images that they are made from
             return False
 
+    @property
+    def n_pick_steps(self) -> int:
+        """How long a learning rate is tried, as by `compare --pick-lr`."""
+        return max(self.asked.recipe.n_steps // 4, 1)
+
     def picking(self) -> Picking:
         """What is tried to find the learning rate; the weights must be there."""
         asked, weights = self.asked, self.weights
@@ -99,7 +105,7 @@ class Stage:
             data=asked.data_folder,
             values=self.point.pick_lr,
             n_samples=max(asked.n_samples),
-            n_steps=max(asked.recipe.n_steps // 4, 1),
+            n_steps=self.n_pick_steps,
             flags=self.flags,
             init=read_pretrained(weights) if weights else None,
         )
@@ -148,7 +154,10 @@ def _pretrain(stage: Stage, is_over: IsStopped) -> None:
         def on_step(step: Step) -> None:
             bar.update(step.step + 1 - bar.n)
 
-        pretrain(job, stage.weights, Watch(on_step=on_step, is_interrupted=is_over))
+        try:
+            pretrain(job, stage.weights, Watch(on_step=on_step, is_interrupted=is_over))
+        except Held as error:  # another part of a job array
+            raise Interrupted(f"the same command goes on once they are made: {error}") from None
 
 
 # ---------------------------------------------------------------- what it takes
@@ -195,8 +204,7 @@ def stage_lines(figure: Figure, options: SweepRun) -> Iterator[str]:
             recipe = build_options({**stage.words, **point.init.words}).recipe
             yield _cost_line(f"pre-training, {point.label}", recipe.n_draws, job)
         if point.pick_lr and not (stage.is_made and stage.picking().read(options.out)):
-            n_steps = max(stage.asked.recipe.n_steps // 4, 1)
-            n = len(point.pick_lr) * n_steps * stage.asked.recipe.batch_size
+            n = len(point.pick_lr) * stage.n_pick_steps * stage.asked.recipe.batch_size
             yield _cost_line(f"picking a learning rate, {point.label}", n, job)
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bootstrap.grid import build_options, figure_sweep
+from bootstrap.locks import locked
 from bootstrap.options import CompareOptions
 from bootstrap.presets import PRESETS
 from bootstrap.presets.figure import PRESET_OF, SCALES
@@ -161,6 +162,18 @@ def test_pre_training_that_is_stopped_goes_on_with_the_same_command(reproduce, t
     assert code == 75, err
     assert not list(tmp_path.glob("*/pair.json"))
     assert reproduce("fig5-pretraining")[0] == 0
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_a_part_does_not_make_the_weights_that_another_part_is_making(reproduce, tmp_path):
+    assert reproduce("vit-pretraining")[0] == 0
+    (weights,) = (tmp_path / "pretrained").glob("*.safetensors")
+    weights.unlink()
+    weights.with_suffix(".json").unlink()
+    with locked(weights.with_suffix(".work")):
+        code, _, err = reproduce("vit-pretraining", "--part", "2/2")
+    assert code == 75
+    assert "the same command goes on once they are made" in err
 
 
 @pytest.mark.usefixtures("no_figure")
