@@ -148,16 +148,17 @@ def fig3(scale: Scale) -> Figure:
     of_cifar10: Words = {"choices": [f"superclasses(groups={groups})"]}
     sizes: dict[Scale, Words] = {
         "smoke": {**of_cifar10, "batch_size": 320, "n_samples": 512},
-        "laptop": {**of_cifar10, "batch_size": 128, "n_steps": 512, "n_samples": 2_000},
+        "laptop": {**of_cifar10, "batch_size": 128, "n_steps": 512, "n_samples": 1_000},
         "paper": {"n_samples": 10_000, "n_steps": 9_375},
     }
+    optimizer = MOMENTUM if scale == "laptop" else "sgd(lr=0.01, momentum=0.9)"
     padding = {"smoke": "(padding_px=1)", "laptop": "", "paper": "(padding_px=28)"}[scale]
     own: list[tuple[str, Words]] = [
         (
             label,
             {
                 "model": model,
-                "optimizer": "sgd(lr=0.01, momentum=0.9)",
+                "optimizer": optimizer,
                 "augmentation": f"crop_flip{padding}",
                 "allow_reuse": True,
                 **({} if scale == "paper" else {"seeds": [0]}),

@@ -25,13 +25,15 @@ def fig5_pretraining(scale: Scale) -> Figure:
     """Figure 5b: Image GPT from two checkpoints of its pre-training and from scratch.
 
     As in the paper Adam at 3e-3 with a constant rate, and at its scale N = 2,000 and Image GPT's
-    small size. How long it is fine-tuned there, and the rate of pre-training, are assumed.
+    small size. How long it is fine-tuned, images as they are, and the rate of pre-training are
+    assumed.
     """
     model = {
         "smoke": "pixel_transformer(width=16, depth=1, heads=2, levels=2)",
         "laptop": "pixel_transformer(width=32, depth=2, heads=2, levels=4)",
         "paper": "pixel_transformer(width=512, depth=24, heads=8)",
     }[scale]
+    plain: Words = {"model": model, "augmentation": "none"}
     adam: Words = {"optimizer": "adamw(lr=0.003, betas=(0.9, 0.95))", "schedule": "constant"}
     size: dict[Scale, Words] = {
         "smoke": {},
@@ -55,7 +57,7 @@ def fig5_pretraining(scale: Scale) -> Figure:
         about=f"{small} pixel transformer from scratch and after steps of next-pixel pre-training"
         f" on {n_images:,} images that no world sees ({what} Figure 5b of the paper, which"
         " pre-trains on ImageNet)",
-        points=starts(scale, {"model": model, **adam, **size[scale]}, inits),
+        points=starts(scale, {**plain, **adam, **size[scale]}, inits),
     )
 
 
