@@ -32,7 +32,7 @@ from bootstrap.plot import (
 from bootstrap.series import about_seeds
 
 SIZE_INCH = (7.0, 4.2)
-NAMES = {"real": "real world", "ideal": "ideal world", "train": "real world, its own samples"}
+NAMES = {"real": "real world", "ideal": "ideal world", "train": "real, own samples"}
 Found = dict[LinearToy, list[ToyCurves]]  # by seed
 
 
@@ -112,7 +112,7 @@ def _draw(ax: Axes, curves: list[ToyCurves]) -> None:
         step = float(np.mean(found))
         y = np.interp(step, steps, mean_of_all(real).mean)
         ax.plot([step], [y], linestyle="none", **CONVERGENCE_MARK, color=colour)
-        ax.lines[-1].set_label("samples are fitted (1 %)")
+        ax.lines[-1].set_label("fitted (1 %)")
     line = Line(n_samples=None, colour=colour, steps=steps, errors=real, label="")
     set_steps_axis(ax, [line])
     ax.set_xlabel("steps")

@@ -67,7 +67,7 @@ def test_the_caption_has_the_gaps_at_the_marks(tmp_path):
     assert f"Gap at the dot, sign: {gap:+.2f}." in said
     assert said.startswith("About. 30 normal inputs, 10 of variance 1 and the others of 1; N = 20;")
     (ax,) = plot_toys({toy: curves}).axes
-    (dot,) = [line for line in ax.lines if line.get_label() == "samples are fitted (1 %)"]
+    (dot,) = [line for line in ax.lines if line.get_label() == "fitted (1 %)"]
     assert dot.get_xdata()[0] == np.mean([one.convergence_step for one in curves])
 
 
