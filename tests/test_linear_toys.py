@@ -7,6 +7,7 @@ from bootstrap.linear_toys import LinearToy, run_toy
 from bootstrap.linear_toys_plot import caption, plot_toys, toys_csv, write_toys
 
 SMALL = {"n_inputs": 30, "n_samples": 20, "n_steps": 60}
+WIDE = {"n_inputs": 200, "n_samples": 20, "n_steps": 60}  # soon fitted
 both = pytest.mark.parametrize("target", ["identity", "sign"])
 
 
@@ -45,7 +46,7 @@ def test_fresh_samples_lead_to_the_best_linear_function():
 
 @both
 def test_fewer_samples_than_inputs_are_fitted_and_that_step_is_found(target):
-    curves = run_toy(LinearToy(target=target, **SMALL, small_variance=1.0), 0)
+    curves = run_toy(LinearToy(target=target, **WIDE), 0)
     step = curves.convergence_step
     assert curves.train[step] <= 0.01 < curves.train[step - 1]
     assert curves.real[-1] > curves.ideal[-1]
@@ -58,14 +59,16 @@ def test_samples_that_are_not_fitted_have_no_such_step():
 
 
 def test_the_caption_has_the_gaps_at_the_marks(tmp_path):
-    toy = LinearToy(target="sign", seeds=(0, 1), **SMALL, small_variance=1.0)
+    toy = LinearToy(target="sign", seeds=(0, 1), **WIDE)
     curves = [run_toy(toy, seed) for seed in toy.seeds]
     gap = np.mean(
         [one.real[one.convergence_step] - one.ideal[one.convergence_step] for one in curves]
     )
     said = caption({toy: curves}, "About")
     assert f"Gap at the dot, sign: {gap:+.2f}." in said
-    assert said.startswith("About. 30 normal inputs, 10 of variance 1 and the others of 1; N = 20;")
+    assert said.startswith(
+        "About. 200 normal inputs, 10 of variance 1 and the others of 0.1; N = 20;"
+    )
     (ax,) = plot_toys({toy: curves}).axes
     (dot,) = [line for line in ax.lines if line.get_label() == "fitted (1 %)"]
     assert dot.get_xdata()[0] == np.mean([one.convergence_step for one in curves])
