@@ -30,7 +30,7 @@ def fig5_pretraining(scale: Scale) -> Figure:
     """
     model = {
         "smoke": "pixel_transformer(width=16, depth=1, heads=2, levels=2)",
-        "laptop": "pixel_transformer(width=32, depth=2, heads=2, levels=4)",
+        "laptop": "pixel_transformer(width=32, depth=2, heads=1, levels=4)",
         "paper": "pixel_transformer(width=512, depth=24, heads=8)",
     }[scale]
     plain: Words = {"model": model, "augmentation": "none"}
@@ -72,7 +72,7 @@ def vit_pretraining(scale: Scale) -> Figure:
         "laptop": {
             "model": "vit(patch=8, width=192, depth=6, heads=3)",
             "optimizer": "adamw(lr=0.001)",
-            "seeds": [0],
+            **{"n_steps": 256, "n_samples": 500, "seeds": [0]},
         },
         "paper": {"model": "vit", "optimizer": "sgd(lr=0.01, momentum=0.9, weight_decay=1e-4)"},
     }
