@@ -60,7 +60,7 @@ class Figure:
 
 PRESET_OF = {"smoke": "smoke", "laptop": "reference", "paper": "paper"}  # whose data a scale uses
 
-# The laptop's runs are short so that all figures together take it about 100 minutes: a long kind
+# The laptop's runs are short so that all figures together take it two to three hours: a long kind
 # with N = 2,000, and a short one with N = 500 where there are many pairs.
 LONG: dict[Scale, Words] = {
     "smoke": {"n_steps": 16, "n_test_curve": 64, "n_samples": 64, "seeds": [0]},
