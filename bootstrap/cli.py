@@ -102,11 +102,11 @@ def reproduce(argv: list[str]) -> None:
     options = _parse(
         ReproduceOptions, argv, "reproduce", markers=(tyro.conf.PositionalRequiredArgs,)
     )
-    from bootstrap.reproduce import preset_to_generate
     from bootstrap.reproduce import reproduce as run_figure
+    from bootstrap.reproduce import words_to_generate
 
-    if (preset := preset_to_generate(options)) is not None:
-        generate(["--preset", preset, *(["--dry-run"] if options.dry_run else [])])
+    if (words := words_to_generate(options)) is not None:
+        generate([*words, *(["--dry-run"] if options.dry_run else [])])
         if options.dry_run:
             _say("the pairs can be counted once these are there")
             return
@@ -207,9 +207,10 @@ def explain_(argv: list[str]) -> None:
 def report(argv: list[str]) -> None:
     """report: one page of all saved runs: table, figures, two runs side by side"""
     options = _parse(ReportOptions, argv, "report")
+    from bootstrap.index import write_index
     from bootstrap.report import write_report
 
-    print(write_report(options.path, options.out))
+    print(write_index(options.path) if options.readme else write_report(options.path, options.out))
 
 
 def verify(argv: list[str]) -> None:

@@ -284,6 +284,8 @@ class ReportOptions:
     """a run, or a folder of runs"""
     out: Path | None = None
     """the page; by default report.html in that folder"""
+    readme: bool = False
+    """write README.md in that folder instead: a picture and a sentence for each result"""
 
 
 @dataclass(frozen=True, kw_only=True)

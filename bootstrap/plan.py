@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +139,15 @@ def plan_pair(
     if init is not None:
         init.check(recipe, manifest)
     pool_n_samples, known_n = manifest.n_stream, set()
-    for path in sorted(out.glob(f"{preset}-????????/pair.json")):
-        known = json.loads(path.read_bytes())
-        pool_then = known.get("pool_n_samples", 0)
-        if not (needed <= known.get("n_kept", pool_then) and pool_then <= pool_n_samples):
+    names: dict[int, str] = {}  # the run's, by the size of its pool
+    for folder in sorted(path.parent for path in out.glob(f"{preset}-????????/pair.json")):
+        pool_then, n_then = known_pool(folder.absolute())
+        if not (needed <= n_then and pool_then <= pool_n_samples):
             continue
-        if path.parent.name == run_name(preset, recipe, manifest, pool_then, flags, init):
+        if pool_then not in names:
+            names[pool_then] = run_name(preset, recipe, manifest, pool_then, flags, init)
+        if folder.name == names[pool_then]:
+            known = json.loads((folder / "pair.json").read_bytes())
             pool_n_samples, known_n = pool_then, set(known["n_samples"])  # the oldest that serves
     folder = out / run_name(preset, recipe, manifest, pool_n_samples, flags, init)
     return Plan(
@@ -158,6 +162,17 @@ def plan_pair(
         init=init,
         n_kept=count_kept(recipe.choices, data, pool_n_samples),
     )
+
+
+@cache
+def known_pool(folder: Path) -> tuple[int, int]:
+    """How many samples a run's pool holds, and how many of them a choice keeps.
+
+    Both are fixed by the run's name, so of hundreds of runs each is read once in a process.
+    """
+    known = json.loads((folder / "pair.json").read_bytes())
+    pool_n_samples = known.get("pool_n_samples", 0)
+    return pool_n_samples, known.get("n_kept", pool_n_samples)
 
 
 def check_columns(recipe: Recipe, data: Path, manifest: Manifest) -> None:

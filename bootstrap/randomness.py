@@ -34,6 +34,7 @@ class Stream(IntEnum):
     ARCHITECTURE = 13
     CHOICE = 14
     CONDITION = 15
+    LINEAR_TOY = 16
     PRETRAIN = 20
 
 

@@ -11,8 +11,8 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from bootstrap.caption import about_data, about_test
-from bootstrap.curves import MIN_SEEDS, at_steps, convergence_step
+from bootstrap.caption import about_data, about_test, approximate_note
+from bootstrap.curves import MIN_SEEDS, approximate_from, at_steps, convergence_step
 from bootstrap.runlog import METRICS, Run
 
 WORLDS = ("real", "ideal")
@@ -89,19 +89,23 @@ def series_of(runs: Iterable[Run]) -> list[Series]:
 
 
 def about_series(series: Sequence[Series]) -> str:
-    """Data, N, steps, seeds, test images and hardware of what a figure shows."""
+    """Data, N, steps, seeds, test images and hardware of what a figure shows, and from which step
+    an ideal world is approximate.
+    """
     configs = [one.run.config for one in series]
     recipes = [config.get("recipe") or {} for config in configs]
     n_samples = " and ".join(f"{n:,}" for n in sorted({one.n_samples for one in series}))
     steps = {
         f"{r['n_steps']:,} SGD steps of batch {r['batch_size']}" for r in recipes if "n_steps" in r
     }
+    ends = {step for one in series if (step := approximate_from(one.run)) is not None}
     hardware = {(c.get("environment") or {}).get("hardware") or "" for c in configs} - {""}
     sentences = [
         *sorted({about_data(config) for config in configs}),
         f"N = {n_samples}, {' or '.join(sorted(steps))}." if steps else f"N = {n_samples}.",
         about_seeds([len(one.seeds) for one in series]),
         *sorted({about_test(c, r) for c, r in zip(configs, recipes, strict=True)}),
+        *(f"{approximate_note(step)}." for step in sorted(ends)),
         f"Trained on {' and '.join(sorted(hardware))}." if hardware else "",
     ]
     return " ".join(sentence for sentence in sentences if sentence)

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bootstrap.cost import PairCost, duration, pair_cost, si
 from bootstrap.errors import BootstrapError, ConfigurationError, Interrupted, StorageError
@@ -24,6 +24,7 @@ from bootstrap.locks import Held
 from bootstrap.options import CompareOptions, Execution, SweepOptions, SweepRun, parse_seeds
 from bootstrap.pair import run_pair
 from bootstrap.plan import Plan, plan_pair
+from bootstrap.presets.figure import Figure
 from bootstrap.presets.figures import build_figure
 from bootstrap.pretrained import read_pretrained
 from bootstrap.probe import Probe, probe
@@ -31,6 +32,7 @@ from bootstrap.progress import SweepProgress
 from bootstrap.recipe import TABLES
 from bootstrap.spec import format_spec
 
+Run = TypeVar("Run", bound=SweepRun)
 Ended = Iterator[tuple["Job", Exception | None]]  # jobs as they end, with what went wrong
 RunAll = Callable[[list["Job"], "Watch"], Ended]
 
@@ -141,8 +143,24 @@ def run_sweep(options: SweepOptions, is_stopped: Callable[[], bool]) -> Iterator
     elif path.suffix:
         raise ConfigurationError(f"{path}: no such file; bootstrap/grid.py says what it holds")
     else:
-        sweep = figure_sweep(build_figure(options.grid, options.scale))
+        from bootstrap.stages import prepared
+
+        figure = build_figure(options.grid, options.scale)
+        if figure.toys:
+            raise ConfigurationError(f"{options.grid} has no pairs; use `reproduce {options.grid}`")
+        if options.dry_run and any(point.init or point.pick_lr for point in figure.points):
+            raise ConfigurationError(
+                f"{options.grid}: its pairs are known once weights are made and rates are picked;"
+                f" `reproduce {options.grid} --dry-run` says what all of it takes"
+            )
+        options = on_its_data(options, figure)
+        sweep = figure_sweep((yield from prepared(figure, options, is_stopped)))
     yield from run_points(options, sweep, is_stopped)
+
+
+def on_its_data(options: Run, figure: Figure) -> Run:
+    """The options with the folder that a figure on real images expects, unless one is given."""
+    return replace(options, data=options.data or figure.data)
 
 
 def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) -> Iterator[str]:

@@ -28,6 +28,8 @@ from bootstrap.interventions.penalty import L1, L2, WEISSI
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
+from bootstrap.interventions.squared_error import MSE
+from bootstrap.interventions.superclasses import Superclasses
 from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 from bootstrap.models import SmallCNN
@@ -100,6 +102,7 @@ CASES = {
         moves=False,
     ),
     "focal": Case(null=Focal(gamma=0.0), tiny=Focal(gamma=2e-6), full=Focal()),
+    "mse": Case(null=MSE(share=0.0), tiny=MSE(share=1e-6), full=MSE()),
     "gradient_penalty": Case(
         null=GradientPenalty(strength=0.0),
         tiny=GradientPenalty(strength=1e-7),
@@ -122,6 +125,9 @@ CASES = {
     ),
     "long_tail": Case(null=LongTail(rho=1.0), full=LongTail(rho=10.0)),
     "spurious": Case(null=Spurious(size_px=0), full=Spurious()),
+    "superclasses": Case(
+        null=Superclasses(), full=Superclasses(groups=((2, 3, 4, 5, 6, 7), (0, 1, 8, 9)))
+    ),
     "label_noise": Case(null=LabelNoise(rate=0.0), full=LabelNoise(rate=0.5)),
     "label_noise_train_and_test": Case(
         null=LabelNoiseTrainAndTest(rate=0.0), full=LabelNoiseTrainAndTest(rate=0.5)

@@ -18,6 +18,8 @@ WITHOUT_TORCH = (
     "bootstrap.decompose_plot",
     "bootstrap.plot",
     "bootstrap.grid",
+    "bootstrap.index",
+    "bootstrap.linear_toys_plot",
     "bootstrap.overlay",
     "bootstrap.scatter",
     "bootstrap.presets.figures",

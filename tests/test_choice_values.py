@@ -24,6 +24,7 @@ from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI, weight_tensors
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
+from bootstrap.interventions.squared_error import MSE
 from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 from bootstrap.objective import build_inputs, build_loss, cross_entropies, mean_of
@@ -209,6 +210,17 @@ def test_the_focal_loss_is_its_formula():
     losses = Focal(gamma=3.0).wrap_sample_loss(cross_entropies, context_of(Focal()))(model, inputs)
     p = model(inputs.x).softmax(dim=1)[torch.arange(N), inputs.labels]
     torch.testing.assert_close(losses, -((1 - p) ** 3) * p.log(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_squared_error_is_that_of_one_hot_labels_and_its_share_is_mixed_in():
+    inputs, model = plain_inputs(), linear()
+    squared, half = (
+        MSE(share=share).wrap_sample_loss(cross_entropies, context_of(MSE()))(model, inputs)
+        for share in (1.0, 0.5)
+    )
+    expected = (model(inputs.x) - one_hot(inputs.labels, K)).square().sum(dim=1)
+    torch.testing.assert_close(squared, expected)
+    torch.testing.assert_close(half, (expected + cross_entropies(model, inputs)) / 2)
 
 
 def test_adjusted_logits_are_trained_on_and_not_predicted_by():

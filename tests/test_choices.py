@@ -92,7 +92,7 @@ def test_evaluation_changes_nothing(toy_data, name):
     assert torch.equal(weights(often), weights(never))
 
 
-LOSSES = ("flooding", "focal", "gradient_penalty", "fgm", "vat", "logit_adjustment")
+LOSSES = ("flooding", "focal", "mse", "gradient_penalty", "fgm", "vat", "logit_adjustment")
 
 
 @pytest.mark.parametrize("names", list(permutations(LOSSES, 2)), ids="-".join)

@@ -14,6 +14,7 @@ from bootstrap.interventions import Choice
 from bootstrap.interventions.label_noise import LabelNoise, LabelNoiseTrainAndTest
 from bootstrap.interventions.long_tail import LongTail, acceptance
 from bootstrap.interventions.spurious import Spurious, palette
+from bootstrap.interventions.superclasses import Superclasses
 from bootstrap.pair import run_pair
 from bootstrap.plan import plan_pair
 from bootstrap.pool import Pool
@@ -85,6 +86,24 @@ def test_an_n_that_is_asked_for_later_leaves_no_training_error_in_the_ideal_worl
     run = load_run(folder)
     assert 45 in run.steps
     assert all("extra" not in row for row in run.rows(0, "ideal"))
+
+
+def test_superclasses_have_the_labels_of_their_groups_in_training_and_test(toy_data):
+    choice = Superclasses(groups=((2, 3, 4, 5, 6, 7), (0, 1, 8, 9)))
+    for split in ("stream", "test"):
+        grouped, plain = (rows(toy_data, split, *c).labels for c in ((choice,), ()))
+        np.testing.assert_array_equal(grouped, np.isin(plain, (0, 1, 8, 9)))
+
+
+@pytest.mark.parametrize("groups", [((0, 1), (1,)), ((1, 2),), ((0, 2),)])
+def test_groups_that_leave_a_class_out_or_hold_one_twice_are_refused(groups):
+    with pytest.raises(ConfigurationError, match="must hold each class from 0 on once"):
+        Superclasses(groups=groups)
+
+
+def test_groups_of_fewer_classes_than_the_data_has_are_refused(toy_data):
+    with pytest.raises(ConfigurationError, match="hold 3 classes, the data set has 10"):
+        rows(toy_data, "stream", Superclasses(groups=((0, 1), (2,))))
 
 
 def test_a_long_tail_has_the_asked_shares_and_a_balanced_test(toy_data):

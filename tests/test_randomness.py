@@ -68,6 +68,7 @@ def test_stream_numbers_are_part_of_the_format():
         "ARCHITECTURE": 13,
         "CHOICE": 14,
         "CONDITION": 15,
+        "LINEAR_TOY": 16,
         "PRETRAIN": 20,
     }
 

@@ -14,6 +14,7 @@ from test_paired import content
 from tiny_pair import COMPARE, TINY
 
 from bootstrap.locks import locked
+from bootstrap.plan import plan_pair
 from bootstrap.runlog import load_runs
 
 BASE = {
@@ -59,6 +60,20 @@ def whole(toy_data, tmp_path_factory):
         patch.setattr("sys.argv", ["deep-bootstrap", *map(str, words)])
         main()
     return contents(folder / "out")
+
+
+def test_planning_a_pair_reads_every_other_run_once(toy_data, tmp_path, monkeypatch, flags):
+    named, read, reads = [], Path.read_bytes, []
+    for k in range(6):
+        (tmp_path / f"p-{k:08x}").mkdir()
+        config = {"pool_n_samples": 1_024 * (1 + k % 2), "n_samples": [48]}
+        (tmp_path / f"p-{k:08x}" / "pair.json").write_text(json.dumps(config))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path.name) or read(path))
+    monkeypatch.setattr("bootstrap.plan.run_name", lambda *_: named.append(0) or "p-other")
+    for _ in range(3):
+        plan_pair(TINY, toy_data, tmp_path, n_samples=(48,), flags=flags, preset="p")
+    assert reads.count("pair.json") == 6
+    assert len(named) == 3 * (2 + 1)  # a name for each size of a pool, and that of the folder
 
 
 def test_points_may_start_from_pre_trained_weights(sweep, toy_data, tmp_path):

@@ -39,6 +39,8 @@ from bootstrap.interventions.penalty import L1, L2, WEISSI
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
 from bootstrap.interventions.spurious import Spurious
+from bootstrap.interventions.squared_error import MSE
+from bootstrap.interventions.superclasses import Superclasses
 from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
 
@@ -77,6 +79,7 @@ INTERVENTIONS: dict[str, type] = {
     "weight_decay": WeightDecay,
     "weissi": WEISSI,
     "focal": Focal,
+    "mse": MSE,
     "gradient_penalty": GradientPenalty,
     "fgm": FGM,
     "fgsm": FGSM,
@@ -87,6 +90,7 @@ INTERVENTIONS: dict[str, type] = {
     "logit_adjustment_post_hoc": LogitAdjustmentPostHoc,
     "long_tail": LongTail,
     "spurious": Spurious,
+    "superclasses": Superclasses,
     "label_noise": LabelNoise,
     "label_noise_train_and_test": LabelNoiseTrainAndTest,
     "forgetting_events": ForgettingEvents,

@@ -1,10 +1,24 @@
-"""Figures that compare architectures: 1, 2a, 2b, 4, and widths."""
+"""Figures that compare architectures: 1, 2a, 2b, 3, 4, and widths."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
 
 from bootstrap.presets.figure import LONG, SHORT, Figure, Scale, Words, points
 
 MOMENTUM = "sgd(lr=0.05, momentum=0.9)"
+DATA_OF_FIG3: dict[Scale, Any] = {
+    "smoke": {},
+    "laptop": {
+        "data": Path("data/cifar10"),
+        "how": "deep-bootstrap import npz FOLDER data/cifar10",
+    },
+    "paper": {
+        "data": Path("data/dogbird"),
+        "how": "deep-bootstrap import image-folder FOLDER data/dogbird --side 224",
+    },
+}
 
 
 def fig1(scale: Scale) -> Figure:
@@ -92,6 +106,77 @@ def fig2b(scale: Scale) -> Figure:
         about="Random nets of the DARTS space at convergence (after Figure 2b of the paper)",
         points=points(scale, SHORT, own),
         kind="scatter",
+    )
+
+
+def fig3(scale: Scale) -> Figure:
+    """Figure 3: a finite pool of real images, used again when it ends, as a scatter.
+
+    The paper has hunting dogs and birds of ImageNet, N = 10,000 of 155,000, 120 passes at 224 px.
+    On a laptop animals and vehicles of CIFAR-10 stand for them. At the paper's scale the batch of
+    128 and the padding of crops are assumed, and BagNet is left out.
+    """
+    models: dict[Scale, dict[str, str]] = {
+        "smoke": {"S-CONV": "sconv(width=2)", "ResNet-18, width 2": "resnet18k(width=2)"},
+        "laptop": {
+            "S-CONV": "sconv(width=16)",
+            "AlexNet": "alexnet(width=16)",
+            "VGG-11": "vgg11_bn(width=16)",
+            **{f"ResNet-18, width {w}": f"resnet18k(width={w})" for w in (4, 8)},
+        },
+        "paper": {
+            "S-CONV": "sconv",
+            **{
+                label: f"timm(name={name!r})"
+                for label, name in {
+                    "ResNet-18": "resnet18",
+                    "ResNet-34": "resnet34",
+                    "ResNet-50": "resnet50",
+                    "ResNeXt-50": "resnext50_32x4d",
+                    "DenseNet-121": "densenet121",
+                    "VGG-11": "vgg11_bn",
+                    "MobileNetV2": "mobilenetv2_100",
+                }.items()
+            },
+            **{
+                f"ResNet-18, width {w}": f"resnet18k(width={w}, pre_activation=False)"
+                for w in (16, 32, 64)
+            },
+        },
+    }
+    groups = ((2, 3, 4, 5, 6, 7), (0, 1, 8, 9))  # animals, vehicles
+    of_cifar10: Words = {"choices": [f"superclasses(groups={groups})"]}
+    sizes: dict[Scale, Words] = {
+        "smoke": {**of_cifar10, "batch_size": 320, "n_samples": 512},
+        "laptop": {**of_cifar10, "batch_size": 128, "n_steps": 512, "n_samples": 1_000},
+        "paper": {"n_samples": 10_000, "n_steps": 9_375},
+    }
+    optimizer = MOMENTUM if scale == "laptop" else "sgd(lr=0.01, momentum=0.9)"
+    padding = {"smoke": "(padding_px=1)", "laptop": "", "paper": "(padding_px=28)"}[scale]
+    own: list[tuple[str, Words]] = [
+        (
+            label,
+            {
+                "model": model,
+                "optimizer": optimizer,
+                "augmentation": f"crop_flip{padding}",
+                "allow_reuse": True,
+                **({} if scale == "paper" else {"seeds": [0]}),
+                **sizes[scale],
+            },
+        )
+        for label, model in models[scale].items()
+    ]
+    return Figure(
+        about={
+            "smoke": "Two groups of toy classes, a finite pool",
+            "laptop": "Animals against vehicles of real CIFAR-10, a finite pool: an analogue of"
+            " Figure 3 of the paper",
+            "paper": "Dogs against birds, a finite pool (after Figure 3 of the paper)",
+        }[scale],
+        points=points(scale, SHORT, own),
+        kind="scatter",
+        **DATA_OF_FIG3[scale],
     )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bootstrap.errors import ConfigurationError
-from bootstrap.presets.architectures import fig1, fig2a, fig2b, fig4, width_sweep
+from bootstrap.presets.architectures import fig1, fig2a, fig2b, fig3, fig4, width_sweep
 from bootstrap.presets.figure import SCALES, Figure, Scale
+from bootstrap.presets.pretraining import fig5_pretraining, vit_pretraining
+from bootstrap.presets.toys import linear_toys
 from bootstrap.presets.training import (
     fig5_augmentation,
     fig6_metrics,
+    label_noise,
+    loss_mse,
     lr_sweep,
     n_sweep,
     optimizers,
@@ -20,13 +24,19 @@ FIGURES: dict[str, Callable[[Scale], Figure]] = {
     "fig1": fig1,
     "fig2a": fig2a,
     "fig2b": fig2b,
+    "fig3": fig3,
     "fig4": fig4,
     "fig5-augmentation": fig5_augmentation,
+    "fig5-pretraining": fig5_pretraining,
+    "vit-pretraining": vit_pretraining,
     "fig6-metrics": fig6_metrics,
     "n-sweep": n_sweep,
     "lr-sweep": lr_sweep,
     "width-sweep": width_sweep,
     "optimizers": optimizers,
+    "loss-mse": loss_mse,
+    "label-noise": label_noise,
+    "linear-toys": linear_toys,
 }
 
 
