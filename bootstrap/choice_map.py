@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, Normalize
+from matplotlib.colors import FuncNorm, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -32,7 +32,7 @@ from bootstrap.curves import MIN_SEEDS, number, spread
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
 from bootstrap.explanation import common, sides
 from bootstrap.files import replace
-from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, percent, render, spread_apart
+from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, render, spread_apart
 from bootstrap.runlog import Run
 
 WIDTH_INCH = 7.0
@@ -207,7 +207,8 @@ def plot_map(maps: Sequence[Sequence[Point]], caption: str) -> Figure:
         FigureCanvasAgg(figure)
         every = [point for points in maps for point in points]
         size = max((abs(float(spread(point.final).mean)) for point in every), default=0.0)
-        colours = ScalarMappable(Normalize(-(size or 0.01), size or 0.01), BETTER_TO_WORSE)
+        size = size or 0.01
+        colours = ScalarMappable(FuncNorm((root, square), -size, size), BETTER_TO_WORSE)
         left, width = 0.85 / WIDTH_INCH, (WIDTH_INCH - 0.85 - LABELS_INCH) / WIDTH_INCH
         top = height
         for points, panel in zip(maps, heights, strict=True):
@@ -217,11 +218,28 @@ def plot_map(maps: Sequence[Sequence[Point]], caption: str) -> Figure:
             top -= 0.55
         if every:
             bar = figure.add_axes((left, (foot - 0.12) / height, width, 0.12 / height))
-            figure.colorbar(colours, cax=bar, orientation="horizontal")
-            bar.xaxis.set_major_formatter(FuncFormatter(lambda v, _: percent(v).rstrip(" %")))
+            ticks = [-size, -size / 4, 0, size / 4, size]
+            figure.colorbar(colours, cax=bar, orientation="horizontal", ticks=ticks)
+            bar.minorticks_off()
+            bar.xaxis.set_major_formatter(FuncFormatter(lambda v, _: in_points(v)))
             bar.set_xlabel("change of test error (points)", labelpad=1)
         figure.text(0.015, 0.1 / height, "\n".join(text), fontsize=SMALL_PT, color="0.3")
         return figure
+
+
+def in_points(change: float) -> str:
+    """A change of error in points, to two digits, with a minus sign that is one."""
+    return f"{100 * change:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
+def root(values: np.ndarray) -> np.ndarray:
+    """Signed square roots: one large change leaves the small ones their colours."""
+    return np.sign(values) * np.sqrt(np.abs(values))
+
+
+def square(values: np.ndarray) -> np.ndarray:
+    """The inverse of `root`."""
+    return np.sign(values) * np.square(values)
 
 
 def _edges(point: Point) -> tuple[bool, bool]:
@@ -277,8 +295,11 @@ def _draw(ax: Axes, points: Sequence[Point], colours: ScalarMappable, panel_inch
 def _label_axes(ax: Axes) -> None:
     for axis, form in ((ax.xaxis, "{:g}x"), (ax.yaxis, "{:,.0f}")):
         low, high = axis.get_view_interval()
-        ticks = np.array([k * 10.0**e for e in range(-4, 8) for k in (1, 2, 5)])
-        inside = ticks[(ticks >= low) & (ticks <= high)]
+        inside = np.zeros(0)
+        for leading in ((1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
+            if len(inside) < 3:
+                ticks = np.array([k * 10.0**e for e in range(-4, 8) for k in leading])
+                inside = ticks[(ticks >= low) & (ticks <= high)]
         if len(inside) < 2:
             inside = np.geomspace(low, high, 6)[1:-1].round(2 if high < 10 else 0)
         axis.set_ticks(inside, [form.format(tick) for tick in inside])

@@ -173,8 +173,9 @@ class Pruning(Choice):
         """Which of a set stay, by their ranks in it: exactly `keep` of them."""
         rank = np.empty(len(scores), dtype=np.int64)
         rank[np.argsort(-scores if self.hardest else scores, kind="stable")] = np.arange(len(rank))
-        first = round(self.skip * len(rank))
-        return (rank >= first) & (rank < first + round(self.keep * len(rank)))
+        n_kept = round(self.keep * len(rank))
+        first = min(round(self.skip * len(rank)), len(rank) - n_kept)
+        return (rank >= first) & (rank < first + n_kept)
 
 
 def harder_share(
