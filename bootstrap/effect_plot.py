@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from bootstrap.choice_table import (
     Found,
@@ -85,8 +86,9 @@ def _draw(ax: Axes, found: Found, panel_inch: float) -> None:
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.set_xlim(low / 1.1, high * 1.1)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ticks = spaced([n for _, explained in found for n, _ in effect_points(explained)])
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value).rstrip(" %")))
     ax.set_xlabel("N")
     ax.set_ylabel("change of real test error (points)")
@@ -97,6 +99,15 @@ def _draw(ax: Axes, found: Found, panel_inch: float) -> None:
     cross = Line2D([], [], marker="x", color="0.3", linestyle="none", label="crossover")
     ax.legend(handles=[hollow, cross], loc="best")
     _label(ax, ends, panel_inch)
+
+
+def spaced(values: Sequence[int], least: float = 1.4) -> list[int]:
+    """The values from the smallest on, without those less than so many times the one before."""
+    kept: list[int] = []
+    for value in sorted({*values}):
+        if not kept or value >= least * kept[-1]:
+            kept.append(value)
+    return kept
 
 
 def _draw_points(ax: Axes, explained: dict[str, Any], colour: Any, known: Any) -> None:

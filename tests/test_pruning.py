@@ -104,8 +104,8 @@ def test_the_last_layers_gradient_norm_is_exact_for_that_layer():
 def test_el2n_is_the_length_of_the_error_of_the_probabilities():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     model = nn.Identity()
-    p = torch.softmax(torch.tensor([2.0, 0.0]), 0)
-    expected = torch.tensor([(2 * (1 - p[0]) ** 2).sqrt(), (2 * p[0] ** 2).sqrt()]).double()
+    p = 1 / (1 + np.exp(-2.0))
+    expected = torch.tensor([1 - p, p], dtype=torch.float64) * np.sqrt(2)
     torch.testing.assert_close(el2n(model, logits, torch.tensor([0, 0])), expected)
 
 

@@ -54,7 +54,7 @@ class Spectral(Choice):
 
         generator, state = torch.Generator().manual_seed(0), {}
         for k, weight in enumerate(weight_tensors(model)):
-            u = torch.randn(weight.shape[0], generator=generator).to(weight.device)
+            u = torch.randn(weight.shape[0], generator=generator).to(weight)
             for _ in range(N_AT_FIRST):
                 u, _, _ = top_singular(weight, u / u.norm())
             state[f"u{k}"] = u
