@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from bootstrap.caption import about_data, about_test
-from bootstrap.choice_table import ENDS, csv_bytes
+from bootstrap.choice_table import ENDS, csv_bytes, shortened
 from bootstrap.curves import MIN_SEEDS, number, spread
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
 from bootstrap.explanation import common, sides
@@ -38,7 +38,6 @@ from bootstrap.runlog import Run
 WIDTH_INCH = 7.0
 PANEL_INCH = 3.9  # the least height of the map of one N
 LABELS_INCH = 2.35  # right of it
-LABEL_COLUMNS = 36  # characters of a name
 LINE_INCH = 0.165  # from one name to the next
 BASELINE = "baseline"
 BETTER_TO_WORSE = LinearSegmentedColormap.from_list("choices", ["#1a5fb4", "0.62", "#c01c28"])
@@ -321,13 +320,8 @@ def _label(
     heights = np.empty(len(points))
     heights[order] = np.sort(spread_apart(shares[order, 1] + 1e-9 * np.arange(len(order)), gap))
     for point, place, height in zip(points, places, heights, strict=True):
-        shown = (
-            point.text
-            if len(point.text) <= LABEL_COLUMNS
-            else point.text[: LABEL_COLUMNS - 3] + "..."
-        )
         ax.annotate(
-            shown,
+            shortened(point.text),
             xy=place,
             xytext=(1.05, height),
             textcoords="axes fraction",

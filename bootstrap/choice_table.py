@@ -71,6 +71,11 @@ def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
     return buffer.getvalue().encode()
 
 
+def shortened(text: str, n_columns: int = 29) -> str:
+    """A choice's text as far as the margin of a figure holds it."""
+    return text if len(text) <= n_columns else f"{text[: n_columns - 3]}..."
+
+
 def numbers(told: dict[str, Any]) -> tuple[float | None, float | None, float | None]:
     """A mean and the ends of its interval."""
     low, high = told["interval_95"] or (None, None)

@@ -22,6 +22,7 @@ from bootstrap.choice_table import (
     effect_points,
     limit_n,
     numbers,
+    shortened,
 )
 from bootstrap.curves import MIN_SEEDS
 from bootstrap.files import replace
@@ -131,11 +132,11 @@ def _label(ax: Axes, ends: list[tuple[str, Any, tuple[int, float]]], panel_inch:
     places = spread_apart(wanted, gap=1.35 * FONT_PT / (72 * panel_inch))
     for (text, colour, point), place in zip(ends, places, strict=True):
         ax.annotate(
-            textwrap.shorten(text, 34, placeholder=" ...") or text[:34],
+            shortened(text),
             xy=point,
             xytext=(1.05, place),
             textcoords="axes fraction",
-            fontsize=SMALL_PT,
+            fontsize=SMALL_PT - 1,
             va="center",
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.6, "linestyle": ":"}
             | {"shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)},

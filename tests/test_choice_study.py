@@ -11,11 +11,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from synthetic_runs import GRID, configure, finish, write_run
 from test_decompose import pair as curves
-from tiny_pair import PLAIN
+from tiny_pair import PLAIN, TINY
 
 from bootstrap.choice_map import (
     COLUMNS,
-    LABEL_COLUMNS,
     first_step_at,
     map_caption,
     plot_map,
@@ -30,6 +29,7 @@ from bootstrap.choice_table import (
     effect_lines,
     effect_points,
     limit_n,
+    shortened,
     study_json,
     table_csv,
     table_lines,
@@ -226,7 +226,9 @@ def test_no_name_lies_over_another_even_of_forty_choices_that_change_little(base
     figure = plot_map(maps, map_caption(baseline, maps))
     assert overlapping(figure) == []
     drawn = {t.get_text() for t in figure.axes[0].texts}
-    assert {name[: LABEL_COLUMNS - 3] for name in many} <= {t[: LABEL_COLUMNS - 3] for t in drawn}
+    assert {shortened(name) for name in many} <= drawn
+    found = [(name, explain(baseline, baseline)) for name in many]
+    assert overlapping(plot_effects(found)) == []
 
 
 def test_a_censored_point_is_on_the_edge_with_an_arrow_head(baseline, choices):
@@ -329,7 +331,7 @@ def test_a_choice_that_is_the_baseline_is_refused(toy_data, tmp_path, flags):
         n_samples=(64,),
         data=toy_data,
         results=tmp_path,
-        recipe=BASE.recipe,
+        recipe=TINY,
     )
     with pytest.raises(ConfigurationError, match="is the same run as 'baseline'"):
         build_sides(options)
