@@ -213,7 +213,7 @@ def plot_map(maps: Sequence[Sequence[Point]], caption: str) -> Figure:
         for points, panel in zip(maps, heights, strict=True):
             top -= panel + 0.3
             ax = figure.add_axes((left, top / height, width, panel / height))
-            _draw(ax, points, colours, panel)
+            _draw(ax, points, size, panel)
             top -= 0.55
         if every:
             bar = figure.add_axes((left, (foot - 0.12) / height, width, 0.12 / height))
@@ -229,6 +229,12 @@ def plot_map(maps: Sequence[Sequence[Point]], caption: str) -> Figure:
 def in_points(change: float) -> str:
     """A change of error in points, to two digits, with a minus sign that is one."""
     return f"{100 * change:.2g}".replace("-", "\N{MINUS SIGN}")
+
+
+def colour_of(change: float, size: float) -> tuple[float, ...]:
+    """The colour of a change, of which the largest is `size`."""
+    share = float(root(np.array(change / size)))
+    return tuple(BETTER_TO_WORSE((1 + share) / 2))
 
 
 def root(values: np.ndarray) -> np.ndarray:
@@ -255,7 +261,7 @@ def _limits(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, 
     return (min(xs) / room**1.5, max(xs) * room), (low, float(points[0].last_step))
 
 
-def _draw(ax: Axes, points: Sequence[Point], colours: ScalarMappable, panel_inch: float) -> None:
+def _draw(ax: Axes, points: Sequence[Point], size: float, panel_inch: float) -> None:
     x_ends, y_ends = _limits(points)
     ax.set_xscale("log")
     ax.set_yscale("log")
@@ -270,7 +276,7 @@ def _draw(ax: Axes, points: Sequence[Point], colours: ScalarMappable, panel_inch
     for point, place in zip(points, places, strict=True):
         is_baseline = point.text == BASELINE
         change = float(spread(point.final).mean)
-        colour = "0.1" if is_baseline else colours.cmap(colours.norm(change))
+        colour = "0.1" if is_baseline else colour_of(change, size)
         if not is_baseline and place != origin:
             arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.3}
             ends = {"shrinkA": 4, "shrinkB": 2, "mutation_scale": 9}
