@@ -11,7 +11,7 @@ RUN := $(BIN)/deep-bootstrap
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup generate compare reproduce plot report doctor test test-long check bench bench-pair bench-generate bench-solvers bench-scale bench-replicas bench-import clean
+.PHONY: help setup generate compare reproduce plot report doctor test test-long check bench bench-pair bench-choices bench-generate bench-solvers bench-scale bench-replicas bench-import clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench: $(READY)  ## measure training, evaluation and sampling speed here
 
 bench-pair: $(READY)  ## measure a whole run against a plain PyTorch loop
 	$(BIN)/python -m tests.bench.pair $(ARGS)
+
+bench-choices: $(READY)  ## what a step costs with each design choice: operations counted, and wall time
+	$(BIN)/python -m tests.bench.choices $(ARGS)
 
 bench-generate: $(READY)  ## measure drawing images against diffusers' pipelines
 	$(BIN)/python -m tests.bench.generate $(ARGS)

@@ -26,6 +26,7 @@ from bootstrap.options import (
     PretrainOptions,
     ReportOptions,
     ReproduceOptions,
+    ScoreOptions,
     SweepOptions,
     VerifyOptions,
     parse_seeds,
@@ -158,6 +159,29 @@ def pretrain(argv: list[str]) -> None:
     print(options.weights)
 
 
+def score(argv: list[str]) -> None:
+    """score: how hard each sample is, for choices that prune by it"""
+    name = _early_option(argv, "--preset", "laptop")
+    preset = build_preset(name)
+    default = ScoreOptions(preset=name, recipe=preset.recipe)
+    options = _parse(ScoreOptions, argv, "score", default)
+    flags = options.execution.resolve("classifier", options.recipe.n_draws)
+    from bootstrap.scoring import ScoringJob, score_lines, score_stream
+
+    job = ScoringJob(
+        recipe=options.recipe,
+        data=options.data or Path("data") / preset.data.name,
+        method=options.method,
+        meaning=options.meaning,
+        n_runs=options.n_runs,
+        n_own=options.n_own,
+        seeds=parse_seeds(options.seeds) if options.seeds else (),
+        flags=flags,
+    )
+    for line in score_lines(score_stream(job, options.scores, _say), options.scores):
+        print(line)
+
+
 def plot(argv: list[str]) -> None:
     """plot: draw the figure of saved runs again"""
     options = _parse(PlotOptions, argv, "plot")
@@ -188,14 +212,22 @@ def plot(argv: list[str]) -> None:
 
 
 def explain_(argv: list[str]) -> None:
-    """explain: why a design choice helps: speed, time, residual of two saved runs"""
-    positional = (tyro.conf.PositionalRequiredArgs,)
-    options = _parse(ExplainOptions, argv, "explain", markers=positional)
+    """explain: why design choices help: speed, time, residual; of saved runs, or with --choice"""
+    default = ExplainOptions.of_baseline(_early_option(argv, "--baseline", "laptop"))
+    options = _parse(ExplainOptions, argv, "explain", default)
+    options.check()
+    if options.choice:
+        from bootstrap.choice_study import run_study
+
+        with StopRequest(_say) as stop:
+            for line in run_study(options, stop.is_requested):
+                print(line, flush=True)
+        return
     from bootstrap.decompose_plot import write_explanation
     from bootstrap.explanation import explain_lines
     from bootstrap.runlog import load_run
 
-    baseline, choice = load_run(options.baseline), load_run(options.choice)
+    baseline, choice = map(load_run, options.runs)
     folder = options.out or choice.path / "explain" / baseline.name
     explained, paths = write_explanation(baseline, choice, folder)
     for line in explain_lines(explained):
@@ -327,6 +359,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "reproduce": reproduce,
     "explain": explain_,
     "pretrain": pretrain,
+    "score": score,
     "plot": plot,
     "report": report,
     "verify": verify,

@@ -44,6 +44,7 @@ def world_costs(plan: Plan) -> tuple[WorldCost, ...]:
 def _world_cost(plan: Plan, world: str, first: int, n_probed: int) -> WorldCost:
     recipe = plan.recipe
     n_test, n_steps = plan.manifest.n("test"), max(recipe.n_steps - first, 0)
+    n_sets = 1 + sum(len(choice.evaluation_sets()) for choice in recipe.choices)
     on_curve = sum(first <= step < recipe.n_steps for step in plan.grid)
     n_last = n_test if first <= recipe.n_steps else 0
     n_single = n_steps * EVERY_STEP_N if recipe.every_step else 0
@@ -51,7 +52,9 @@ def _world_cost(plan: Plan, world: str, first: int, n_probed: int) -> WorldCost:
         world=world,
         n_steps=n_steps,
         n_trained=n_steps * recipe.batch_size,
-        n_evaluated=on_curve * min(recipe.n_test_curve, n_test) + n_last + n_probed + n_single,
+        n_evaluated=n_sets * (on_curve * min(recipe.n_test_curve, n_test) + n_last)
+        + n_probed
+        + n_single,
     )
 
 

@@ -23,8 +23,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bootstrap.caption import about_data, about_test
 from bootstrap.curves import MIN_SEEDS, seeds_with_values, spread
-from bootstrap.decompose import PairCurves, decompose, matched, pair_curves, stopping
-from bootstrap.explanation import common, differences, explain, explain_csv
+from bootstrap.decompose import PairCurves, decompose, matched, stopping
+from bootstrap.explanation import (
+    NAMES,
+    common,
+    differences,
+    explain,
+    explain_csv,
+    n_of_choice,
+    sides,
+)
 from bootstrap.files import pretty_json, replace
 from bootstrap.plot import (
     CAPTION_COLUMNS,
@@ -45,7 +53,6 @@ from bootstrap.plot import (
 )
 from bootstrap.runlog import Run
 
-NAMES = ("baseline", "choice")
 BARS_INCH = 1.55  # the panel of the terms
 IDEAL_MARK: dict[str, Any] = CONVERGENCE_MARK | {"markersize": 6.5}
 NEVER: dict[str, Any] = {"marker": ">"}
@@ -102,9 +109,10 @@ def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
     """The figure of two runs for one N, with its caption."""
     seeds, _ = common(baseline, choice)
     colours = matplotlib.color_sequences["petroff10"]
-    sides = [
-        Side(name=name, colour=colour, pair=pair_curves(run, n_samples, "error", seeds))
-        for name, colour, run in zip(NAMES, colours, (baseline, choice), strict=False)
+    pairs = sides(baseline, choice, n_samples, "error", seeds)
+    drawn = [
+        Side(name=name, colour=colour, pair=pair)
+        for name, colour, pair in zip(NAMES, colours, pairs, strict=False)
     ]
     with matplotlib.rc_context(STYLE):
         figure = Figure()
@@ -117,8 +125,8 @@ def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
         vertical = {"bottom": foot / height, "top": 1 - 0.3 / height}
         heights = {"height_ratios": (3.0, BARS_INCH), "hspace": 2 * 0.62 / (3.0 + BARS_INCH)}
         above, below = figure.subplots(2, 1, gridspec_kw=margins | vertical | heights)
-        _draw_curves(above, sides)
-        _draw_terms(below, sides)
+        _draw_curves(above, drawn)
+        _draw_terms(below, drawn)
         above.set_title(f"{title(choice)}, N = {n_samples:,}", loc="left")
         figure.text(0.015, 0.015, "\n".join(text), fontsize=SMALL_PT, color="0.3", va="bottom")
         return figure
@@ -142,9 +150,11 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
         sentences.append(f"{n_seeds} seeds; bands and bars: Student-t 95 % intervals across seeds.")
     else:
         sentences.append(f"{n_seeds} seed{'s' if n_seeds > 1 else ''}, a dot each; no interval.")
+    if (n_choice := n_of_choice(baseline, choice, n_samples)) != n_samples:
+        sentences.append(f"Of so many samples the choice learns from {n_choice:,}.")
     sentences.append(about_test(choice.config, recipe))
-    for name, run in zip(NAMES, (baseline, choice), strict=True):
-        found = stopping(pair_curves(run, n_samples, "error", seeds))
+    for name, pair in zip(NAMES, sides(baseline, choice, n_samples, "error", seeds), strict=True):
+        found = stopping(pair)
         if n_never := int(found.is_censored.sum()):
             who = f"{n_never} of {n_seeds} seeds of the" if n_never < n_seeds else "The"
             sentences.append(f"{who} {name} never converged: the last step stands for it.")

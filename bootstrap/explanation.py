@@ -22,6 +22,7 @@ from bootstrap.decompose import (
     decompose,
     matched,
     pair_curves,
+    score_at,
     stopping,
 )
 from bootstrap.errors import ConfigurationError, DataError
@@ -29,6 +30,7 @@ from bootstrap.pairing import identity_differences
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import METRICS, Run
 
+NAMES = ("baseline", "choice")
 SAME = ("data", "pool_n_samples", "n_test")  # of two identities, or the runs share no test or seed
 
 
@@ -47,7 +49,9 @@ def common(baseline: Run, choice: Run) -> tuple[tuple[int, ...], tuple[int, ...]
             f" {', '.join(differing)}; run both with the same --data and --n-test-curve"
         )
     seeds = tuple(sorted({*baseline.seeds} & {*choice.seeds}))
-    n_samples = tuple(sorted({*baseline.n_samples} & {*choice.n_samples}))
+    n_samples = tuple(
+        n for n in baseline.n_samples if n_of_choice(baseline, choice, n) in choice.n_samples
+    )
     for what, option, found in (("seed", "--seeds", seeds), ("N", "--n-samples", n_samples)):
         if not found:
             raise ConfigurationError(
@@ -55,6 +59,26 @@ def common(baseline: Run, choice: Run) -> tuple[tuple[int, ...], tuple[int, ...]
                 f" with `deep-bootstrap compare {option}`"
             )
     return seeds, n_samples
+
+
+def n_of_choice(baseline: Run, choice: Run, n_samples: int) -> int:
+    """The N of the choice that stands against a baseline's: fewer where it prunes as many.
+
+    A choice that leaves half of the samples has 500 where its baseline has 1,000; two that prune
+    alike have the same N.
+    """
+    shares = [run.config.get("keep_fraction", 1.0) for run in (baseline, choice)]
+    return round(n_samples * shares[1] / shares[0])
+
+
+def sides(
+    baseline: Run, choice: Run, n_samples: int, metric: str, seeds: Sequence[int]
+) -> tuple[PairCurves, PairCurves]:
+    """The curves of both runs for one N of the baseline."""
+    return (
+        pair_curves(baseline, n_samples, metric, seeds),
+        pair_curves(choice, n_of_choice(baseline, choice, n_samples), metric, seeds),
+    )
 
 
 def differences(baseline: Run, choice: Run) -> list[str]:
@@ -97,15 +121,20 @@ def _about(run: Run) -> dict[str, Any]:
     recipe = run.config.get("recipe") or {}
     told: dict[str, Any] = {key: recipe[key] for key in ("model", "optimizer") if key in recipe}
     told |= {key: run.config[key] for key in ("init", "lr_pick") if key in run.config}
+    told |= {
+        key: run.config[key] for key in ("keep_fraction", "shares_prefix") if key in run.config
+    }
+    if {"n_steps", "batch_size"} <= {*recipe}:
+        told["n_draws"] = recipe["n_steps"] * recipe["batch_size"]
     if (step := approximate_from(run)) is not None:
         told["ideal_approximate_from"] = step
     return {"run": run.name, "status": run.status, **told}
 
 
 def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict[str, Any]:
-    both = {m: tuple(pair_curves(r, n, m, seeds) for r in (baseline, choice)) for m in METRICS}
+    both = {metric: sides(baseline, choice, n, metric, seeds) for metric in METRICS}
     terms = {metric: decompose(*pairs) for metric, pairs in both.items()}
-    at = dict(zip(("baseline", "choice"), map(stopping, both["error"]), strict=True))
+    at = dict(zip(NAMES, map(stopping, both["error"]), strict=True))
     is_known = np.isfinite(terms["error"].total)
     return {
         "convergence": {name: _across(found, is_known) for name, found in at.items()},
@@ -113,6 +142,7 @@ def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict
             metric: {f.name: scalar_spread(list(getattr(found, f.name))) for f in fields(found)}
             for metric, found in terms.items()
         },
+        "gap_at_convergence": _gaps(both),
         "final": _final(both),
         "per_seed": {
             str(seed): {
@@ -143,7 +173,19 @@ def _of_seed(found: Stopping, row: int) -> dict[str, Any]:
     return {"step": int(found.steps[row]), "censored": bool(found.is_censored[row])}
 
 
-def _final(both: dict[str, tuple[PairCurves, ...]]) -> dict[str, Any]:
+def _gaps(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
+    """Of each run by itself, the gap where its real world converges."""
+    taus = [stopping(pair).steps for pair in both["error"]]
+    return {
+        name: {
+            metric: scalar_spread(list(score_at(pairs[k].steps, pairs[k].gap, taus[k])))
+            for metric, pairs in both.items()
+        }
+        for k, name in enumerate(NAMES)
+    }
+
+
+def _final(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
     """The change at the last step, which is what a user of the choice sees."""
     changes = {metric: matched(*pairs) for metric, pairs in both.items()}
     return {
@@ -175,7 +217,7 @@ def explain_csv(baseline: Run, choice: Run) -> bytes:
     seeds, n_samples = common(baseline, choice)
     for n in n_samples:
         for metric in METRICS:
-            one, other = (pair_curves(run, n, metric, seeds) for run in (baseline, choice))
+            one, other = sides(baseline, choice, n, metric, seeds)
             change = matched(one, other)
             _, at_one, at_other = np.intersect1d(one.steps, other.steps, return_indices=True)
             columns = [one.real[:, at_one], one.ideal[:, at_one]]
@@ -191,7 +233,7 @@ def explain_csv(baseline: Run, choice: Run) -> bytes:
 
 def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
     """What a person reads: the choice, and its terms in test error by N."""
-    for name in ("baseline", "choice"):
+    for name in NAMES:
         about = explained[name]
         start = f", from {about['init']['method']} weights" if "init" in about else ""
         yield f"{name:<9} {about['run']}: {about.get('optimizer', '')}{start}".rstrip(": ")
@@ -207,6 +249,8 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
         final = found["final"]["error"]["real"]
         last = f"at step {found['final']['step']:,}"
         yield f"{'':>8} {last:>12} {_signed(final['mean']):>22} {_ends(final):>20}"
+        gaps = [found["gap_at_convergence"][name]["soft_error"]["mean"] for name in NAMES]
+        yield f"{'':>8} soft-error gap there: {' and '.join(map(_signed, gaps))} (each run's own)"
         yield from _notes(found)
 
 

@@ -27,15 +27,20 @@ def has_filter(choices: Sequence[Choice]) -> bool:
     return any(is_wrapped(choice, "keeps") for choice in choices)
 
 
-@lru_cache(maxsize=2)
-def kept_samples(data: Path, choices: tuple[Choice, ...], n: int) -> Bool[np.ndarray, " n"]:
-    """Which of the first `n` samples of a stream stay; a choice sees what those before made."""
+@lru_cache(maxsize=8)
+def kept_samples(
+    data: Path, choices: tuple[Choice, ...], n: int, seed: int | None = None
+) -> Bool[np.ndarray, " n"]:
+    """Which of the first `n` samples of a stream stay; a choice sees what those before made.
+
+    With a seed those of that seed, where a choice depends on it.
+    """
     parts = []
     with closing(Pool(data)) as pool:
         for columns in pool.chunks(CHUNK):
             is_kept = np.ones(len(columns), dtype=bool)
             for choice in choices:
-                is_kept &= choice.keeps(columns, pool.manifest.n_classes)
+                is_kept &= choice.keeps_for(seed, columns, pool.manifest.n_classes)
                 columns = choice.wrap_columns(columns, "stream", pool.manifest.n_classes)
             parts.append(is_kept)
             if len(parts) * CHUNK >= n:
@@ -44,8 +49,11 @@ def kept_samples(data: Path, choices: tuple[Choice, ...], n: int) -> Bool[np.nda
 
 
 def count_kept(choices: tuple[Choice, ...], data: Path, n: int) -> int | None:
-    """How many of the first `n` samples stay; None if no choice leaves any out."""
-    return int(kept_samples(data, choices, n).sum()) if has_filter(choices) else None
+    """How many of the first `n` samples stay, for every seed; None if no choice leaves any out."""
+    if not has_filter(choices):
+        return None
+    seeds: set[int | None] = {seed for choice in choices for seed in choice.own_seeds}
+    return min(int(kept_samples(data, choices, n, seed).sum()) for seed in seeds or {None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +62,15 @@ class KeptOrder(SeedOrder):
 
     data: Path
     choices: tuple[Choice, ...]
+    first: int = 0  # so many kept samples come before this order
 
     @cached_property
     def places(self) -> Int[np.ndarray, " n_kept"]:
         """Of each kept sample its place in the order of all."""
         ids = SeedOrder.ids(self, np.arange(self.pool_n_samples))
-        is_kept = kept_samples(self.data, self.choices, self.pool_n_samples)
-        return np.flatnonzero(is_kept[ids - STREAM_START])
+        seed = self.seed if any(choice.n_own for choice in self.choices) else None
+        is_kept = kept_samples(self.data, self.choices, self.pool_n_samples, seed)
+        return np.flatnonzero(is_kept[ids - STREAM_START])[self.first :]
 
     def ids(self, positions: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
         """Global ids of these positions among what is kept."""

@@ -114,10 +114,14 @@ class SeedRun:
     def task(self, world_n: int, probe_n: Sequence[int]) -> Task:
         """What stays fixed in training; a probe lasts until its world is on its own."""
         plan, device = self.plan, self.plan.flags.torch_device
-        order, names = plan.order(self.seed), plan.recipe.columns
+        order, names = plan.order(self.seed, world_n), plan.recipe.columns
         test_pool = plan.pool("test")
         test = Batch.from_columns(test_pool.first(test_pool.n), device, names)
         test_pool.close()
+        sets = {}
+        for name, set_pool in plan.evaluation_pools().items():
+            sets[name] = Batch.from_columns(set_pool.first(set_pool.n), device, names)
+            set_pool.close()
         probes = None
         if probe_n:
             sizes = {real_name(n): min(n, MAX_PROBE_N) for n in probe_n}
@@ -141,6 +145,7 @@ class SeedRun:
                 columns=names,
             ),
             test=test,
+            sets=sets,
             probes=probes,
             grid=frozenset(plan.grid),
             flags=plan.flags,
@@ -371,8 +376,9 @@ def finish(run: SeedRun, world: str, state: TrainState) -> None:
         "wall_s": round(state.wall_s, 3),
         "evaluation_s": round(state.evaluation_s, 3),
     }
-    order = run.plan.order(run.seed)
+    plan, by_world = run.plan, {real_name(n): n for n in run.plan.n_samples}
+    order = plan.order(run.seed, by_world.get(world, plan.ideal_n_samples))
     if isinstance(order, KeptOrder):
-        n_used = {real_name(n): n for n in run.plan.n_samples}.get(world, run.plan.recipe.n_draws)
-        done["n_drawn"] = order.n_drawn(min(n_used, run.plan.ideal_n_samples))
+        n_used = by_world.get(world, plan.recipe.n_draws)
+        done["n_drawn"] = order.n_drawn(min(n_used, plan.ideal_n_samples))
     replace(run.folder / f"{world}.done.json", pretty_json(done))

@@ -113,7 +113,7 @@ def build_options(words: Words) -> CompareOptions:
         default,
         **_values(CompareOptions, words),
         execution=Execution(**_values(Execution, words)),
-        recipe=_recipe(default.recipe, words),
+        recipe=changed_recipe(default.recipe, words),
     )
     parse_seeds(options.seeds)
     parse_rule(options.keep_checkpoints)
@@ -146,7 +146,7 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _recipe(recipe: Recipe, words: Words) -> Recipe:
+def changed_recipe(recipe: Recipe, words: Words) -> Recipe:
     """The recipe with what the words change; one argument of a value after the value itself."""
     changed = recipe.to_json()
     for key in _names(Recipe):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tyro.conf import Positional
+from tyro.conf import Positional, Suppress, UseAppendAction
 
 from bootstrap.errors import ConfigurationError
 from bootstrap.keep import Keep, parse_rule
-from bootstrap.presets import build_preset
+from bootstrap.presets import PRESETS, build_preset
 from bootstrap.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -249,6 +250,34 @@ class PretrainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Score every sample of a stream by how hard models find it, for the choices that prune by it:
+    --choices "el2n(scores='build/el2n.npz', keep=0.7)". The models are trained here, as the recipe
+    says."""
+
+    preset: str = "laptop"
+    """where model, optimiser and the other defaults below come from"""
+    method: str = "el2n"
+    """el2n, grand, grand_last_layer or forgetting_score"""
+    meaning: str = "shared"
+    """what the models learn from: shared (half of the split `reference`), oracle (the split
+    `pretrain`, every sample once), own (the first --n-own samples of each seed)"""
+    scores: Path = Path("build/scores.npz")
+    """where the scores go"""
+    data: Path | None = None
+    """the data set's folder; by default data/<name of the preset's data>"""
+    n_runs: int = 4
+    """models, over which scores are averaged (for each seed): fewer rank worse; the paper has 10"""
+    n_own: int = 0
+    """N of the runs whose own samples are scored"""
+    seeds: str = ""
+    """of the runs whose own samples are scored, e.g. 0-2"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: Recipe = field(default_factory=Recipe)
+    """of the models; --choices are conditions of the data: long_tail, label_noise, spurious"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlotOptions:
     """Draw the figure of every run under a folder again; needs neither torch nor data."""
 
@@ -265,15 +294,76 @@ class PlotOptions:
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions:
     """Say why a design choice changes the real world's error: it learns faster from fresh samples
-    (speed), or converges later on re-used ones (time). Needs neither torch nor data."""
+    (speed), or converges later on re-used ones (time). Two saved runs, BASELINE and CHOICE, need
+    neither torch nor data; with --choice the pairs are run first, or loaded where they are done."""
 
-    baseline: Positional[Path]
-    """the run without the choice"""
-    choice: Positional[Path]
-    """the run with it: same data, N, seeds and number of steps"""
+    runs: Positional[tuple[Path, ...]] = ()
+    """two runs, without the choice and with it: same data, seeds and number of steps"""
     out: Path | None = None
-    """folder of explain.json, explain.csv and the figures; by default
-    <choice>/explain/<baseline's name>"""
+    """folder of what is written; by default <choice>/explain/<baseline's name>, and with --choice
+    <results>/explain/<baseline's name>"""
+    choice: UseAppendAction[tuple[str, ...]] = ()
+    """may be repeated: "flooding(level=0.05)", several at once as "label_smoothing + mixup", or an
+    option of compare: "augmentation=crop_flip", "optimizer.lr=0.1", "init=FILE"
+    """
+    baseline: str = "laptop"
+    """with --choice: a preset, a saved run, or a JSON file of a recipe"""
+    preset: Suppress[str] = "laptop"
+    data: Path | None = None
+    """the data set's folder; by default that of the baseline's preset"""
+    results: Path = Path("results")
+    """where the pairs are"""
+    seeds: str = "0"
+    """e.g. 0-4 or 0,3; from 3 on there are intervals"""
+    n_samples: tuple[int, ...] = ()
+    """N of each real world: with several, what the choice changes as N grows"""
+    allow_reuse: bool = False
+    """go on if the stream is too short for the ideal world to stay fresh"""
+    dry_run: bool = False
+    """say what is still to be run, and what it takes, then stop"""
+    max_minutes: float | None = None
+    """save and stop (exit 75) after this long"""
+    execution: Execution = field(default_factory=Execution)
+    recipe: Recipe = field(default_factory=Recipe)
+    """of the baseline; its --choices stand on both sides"""
+
+    def check(self) -> None:
+        """ConfigurationError unless it is either two runs or some choices."""
+        if len(self.runs) != (0 if self.choice else 2):
+            raise ConfigurationError(
+                "explain what? two saved runs, `explain BASELINE CHOICE`, or"
+                ' `explain --baseline laptop --choice "flooding(level=0.05)"`'
+            )
+
+    @classmethod
+    def of_baseline(cls, baseline: str) -> ExplainOptions:
+        """What these options are by default with a baseline; ConfigurationError if it is none."""
+        path = Path(baseline)
+        path = path / "pair.json" if path.is_dir() else path
+        if not path.is_file():
+            preset = CompareOptions.of_preset(baseline)
+            same = {key: getattr(preset, key) for key in ("preset", "seeds", "n_samples", "recipe")}
+            return cls(baseline=baseline, **same)
+        try:
+            value = json.loads(path.read_bytes())
+            config = value if "recipe" in value else {"recipe": value}
+            recipe = Recipe.from_json(config["recipe"])
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"--baseline {baseline}: no run or recipe: {error}") from None
+        return cls(
+            baseline=baseline,
+            preset=config.get("preset", "custom"),
+            seeds=",".join(map(str, config.get("seeds", (0,)))),
+            n_samples=tuple(config.get("n_samples", ())),
+            recipe=recipe,
+        )
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the data set is."""
+        if self.data is None and self.preset not in PRESETS:
+            raise ConfigurationError("--data: say where the data set of this baseline is")
+        return self.data or Path("data") / build_preset(self.preset).data.name
 
 
 @dataclass(frozen=True, kw_only=True)

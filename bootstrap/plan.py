@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from bootstrap.errors import ConfigurationError, NotEnoughData
 from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, file_sha256, pretty_json, replace, sha256_hex
 from bootstrap.filtered import KeptOrder, count_kept, has_filter
-from bootstrap.interventions import check_execution, name_of
+from bootstrap.interventions import Choice, check_execution, name_of
 from bootstrap.keep import Keep, agree
 from bootstrap.pool import Pool
 from bootstrap.presets import PRESETS
@@ -25,7 +25,7 @@ from bootstrap.ranks import Ranks
 from bootstrap.recipe import Recipe, evaluation_grid
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, real_name
-from bootstrap.shards import Manifest, read_manifest
+from bootstrap.shards import Columns, Manifest, read_manifest
 from bootstrap.worlds import BLOCK, SeedOrder, World
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,8 @@ class Plan:
     @property
     def ideal_n_samples(self) -> int:
         """How many samples the ideal world has."""
-        return self.pool_n_samples if self.n_kept is None else self.n_kept
+        there = self.pool_n_samples if self.n_kept is None else self.n_kept
+        return there - self.recipe.n_own
 
     @property
     def shares_prefix(self) -> bool:
@@ -61,12 +62,29 @@ class Plan:
         conditions = [choice.wrap_columns for choice in self.recipe.choices]
         return Pool(self.data, split, self.manifest, conditions)
 
-    def order(self, seed: int) -> SeedOrder:
-        """The order in which a seed reads the pool."""
+    def evaluation_pools(self) -> dict[str, Pool]:
+        """By name, the further sets that choices make of the test images."""
+        found = {}
+        for choice in self.recipe.choices:
+            for name in choice.evaluation_sets():
+                conditions = [
+                    partial(as_set, c, name) if c is choice else c.wrap_columns
+                    for c in self.recipe.choices
+                ]
+                found[name] = Pool(self.data, "test", self.manifest, conditions)
+        return found
+
+    def order(self, seed: int, world_n: int = 0) -> SeedOrder:
+        """The order in which a seed reads the pool, for a world of so many samples.
+
+        A world that is longer than what references were made from comes after it.
+        """
         known: dict[str, int] = {"pool_n_samples": self.pool_n_samples, "seed": seed}
         if not has_filter(self.recipe.choices):
             return SeedOrder(**known)
-        return KeptOrder(**known, data=self.data, choices=self.recipe.choices)
+        n_own = self.recipe.n_own
+        first = n_own if world_n > n_own else 0
+        return KeptOrder(**known, data=self.data, choices=self.recipe.choices, first=first)
 
     @property
     def end(self) -> int:
@@ -135,6 +153,8 @@ def plan_pair(
     manifest = read_manifest(data)
     check_columns(recipe, data, manifest)
     check_execution(recipe.choices, is_stacked=flags.replicas > 1, is_compiled=flags.compiled)
+    for choice in recipe.choices:
+        choice.check_data(recipe, manifest, n_samples)
     needed = check_enough_data(recipe, manifest, n_samples, data, preset, allow_reuse)
     if init is not None:
         init.check(recipe, manifest)
@@ -175,6 +195,11 @@ def known_pool(folder: Path) -> tuple[int, int]:
     return pool_n_samples, known.get("n_kept", pool_n_samples)
 
 
+def as_set(choice: Choice, name: str, columns: Columns, split: str, n_classes: int) -> Columns:
+    """What a choice makes of the test images for a further set."""
+    return choice.wrap_columns(columns, f"{split}/{name}", n_classes)
+
+
 def check_columns(recipe: Recipe, data: Path, manifest: Manifest) -> None:
     """ConfigurationError if a choice needs a column that neither data nor choices have."""
     if recipe.columns and manifest.n_stream:
@@ -204,7 +229,7 @@ def check_enough_data(
     """
     if not n_samples or min(n_samples) < 1:
         raise ConfigurationError(f"n_samples={list(n_samples)}: give at least one N of at least 1")
-    needed = max(recipe.n_draws, *n_samples)
+    needed = max(recipe.n_own + recipe.n_draws, *n_samples)
     n_kept = count_kept(recipe.choices, data, manifest.n_stream)
     there = manifest.n_stream if n_kept is None else n_kept
     if needed > there and allow_reuse:
@@ -329,6 +354,7 @@ def write_pair_json(
         **({"init": plan.init.to_json()} if plan.init else {}),
         **({"lr_pick": lr_pick} if lr_pick else {}),
         **({} if plan.n_kept is None else {"n_kept": plan.n_kept}),
+        **({} if plan.recipe.keep_fraction == 1 else {"keep_fraction": plan.recipe.keep_fraction}),
         **({} if plan.shares_prefix else {"shares_prefix": False}),
         "identity": identity(
             *(plan.recipe, plan.manifest, plan.pool_n_samples, plan.flags), plan.init

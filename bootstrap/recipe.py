@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass, field, fields
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ class Recipe:
     def columns(self) -> tuple[str, ...]:
         """Columns of samples that choices need."""
         return tuple(sorted({name for choice in self.choices for name in choice.needs}))
+
+    @property
+    def keep_fraction(self) -> float:
+        """The share of a set of samples that choices leave in it."""
+        return prod(choice.keep_fraction for choice in self.choices)
+
+    @property
+    def n_own(self) -> int:
+        """The N whose samples references were made from, which longer worlds come after; or 0."""
+        return max((choice.n_own for choice in self.choices), default=0)
 
     def to_json(self) -> dict[str, Any]:
         """Every field; values as the text that names them. Choices only if there are any."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -174,12 +174,25 @@ def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) 
     if options.dry_run:
         yield from table_lines(mine)
         return
-    pending = [job for job in mine if not job.is_done()]
-    n_before = len(mine) - len(pending)
-    yield f"{sweep.about or 'sweep'}: {n_pairs(len(mine))}, {n_before} of them done"
+    about = sweep.about or "sweep"
+    yield from run_jobs(mine, about, is_stopped, max_minutes=options.max_minutes, run_all=run_all)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    about: str,
+    is_stopped: Callable[[], bool],
+    *,
+    max_minutes: float | None = None,
+    run_all: RunAll = run_in_turn,
+) -> Iterator[str]:
+    """Run what is not done of these pairs; lines and errors as in `run_points`."""
+    pending = [job for job in jobs if not job.is_done()]
+    n_before = len(jobs) - len(pending)
+    yield f"{about}: {n_pairs(len(jobs))}, {n_before} of them done"
     if not pending:
         return
-    deadline = time.monotonic() + 60 * (options.max_minutes or float("inf"))
+    deadline = time.monotonic() + 60 * (max_minutes or float("inf"))
     errors: dict[Path, Exception] = {}
     n_ended = 0
     with SweepProgress([(job.plan, job.seeds) for job in pending]) as progress:
@@ -192,7 +205,7 @@ def run_points(options: SweepRun, sweep: Sweep, is_stopped: Callable[[], bool]) 
             progress.end(job.plan.folder)
             n_ended += 1
             if error is None:
-                yield f"{job.plan.folder}: done; {n_before + n_ended} of {len(mine)} have ended"
+                yield f"{job.plan.folder}: done; {n_before + n_ended} of {len(jobs)} have ended"
             else:
                 errors[job.plan.folder] = error
     raise_if_not_done(errors, n_left=len(pending) - n_ended)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
@@ -115,6 +115,7 @@ class Task:
     flags: Flags
     ranks: Ranks = ALONE
     seat: Seat | None = None  # among runs that take their steps together
+    sets: Mapping[str, Batch] = field(default_factory=dict)  # further test images, by name
 
     def wrapping(self, state: TrainState, normalise: Normalisation) -> Wrapping:
         """Every choice with where it stands: the step, its state, its draws."""
@@ -271,8 +272,16 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         probe = per_image.scored(largest)
     on_test = scores_of(test, "test")
     scores = on_test.mean()
-    for found in (scores, *on_probes.values()):
+    on_sets = {
+        name: scores_of(batch if is_last else batch.first(task.recipe.n_test_curve), "test").mean()
+        for name, batch in task.sets.items()
+    }
+    for found in (scores, *on_probes.values(), *on_sets.values()):
         refuse_infinite(found, state.step)
+    told = measures(wrapping, on_test.scored(test), probe, sizes)
+    told["extra"] |= {
+        f"test_{key}_{name}": value for name, s in on_sets.items() for key, value in vars(s).items()
+    }
     return Record(
         step=state.step,
         samples_seen=state.samples_seen,
@@ -282,7 +291,7 @@ def _evaluate_on_grid(task: Task, state: TrainState, normalise: Normalisation) -
         test=scores,
         train=None,
         probes=on_probes,
-        **measures(wrapping, on_test.scored(test), probe, sizes),
+        **told,
         wall_s=state.wall_s,
         test_images=on_test.images(),
     )

@@ -1,9 +1,12 @@
 """Every design choice at strengths that tests need, and runs of a few steps with it."""
 
+import atexit
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from test_paired import FLAGS
 from torch import nn
@@ -13,11 +16,14 @@ from bootstrap.batch import Normalisation
 from bootstrap.forks import Control, SeedRun
 from bootstrap.interventions import Choice, Setting, StepContext
 from bootstrap.interventions.adversarial import FGM, FGSM, PGD
+from bootstrap.interventions.class_weights import ClassWeights
 from bootstrap.interventions.dropout import Dropout
+from bootstrap.interventions.error_by import ErrorByEnvironment, ErrorByGroup
 from bootstrap.interventions.flooding import Flooding
 from bootstrap.interventions.focal import Focal
 from bootstrap.interventions.forgetting import ForgettingEvents, ProbeFlips
 from bootstrap.interventions.gradient_penalty import GradientPenalty
+from bootstrap.interventions.jacobian import JacobianPenalty
 from bootstrap.interventions.label_noise import LabelNoise, LabelNoiseTrainAndTest
 from bootstrap.interventions.label_smoothing import LabelSmoothing
 from bootstrap.interventions.logit_adjustment import LogitAdjustment, LogitAdjustmentPostHoc
@@ -25,16 +31,27 @@ from bootstrap.interventions.long_tail import LongTail
 from bootstrap.interventions.mixing import Cutmix, Cutout, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI
+from bootstrap.interventions.pretraining import Pretraining
+from bootstrap.interventions.pruning import (
+    EL2N,
+    ForgettingScore,
+    GraNd,
+    GraNdLastLayer,
+    RandomPruning,
+)
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
+from bootstrap.interventions.scores import Scores
+from bootstrap.interventions.spectral import SpectralNormalisation, SpectralPenalty
 from bootstrap.interventions.spurious import Spurious
 from bootstrap.interventions.squared_error import MSE
 from bootstrap.interventions.superclasses import Superclasses
 from bootstrap.interventions.vat import VAT
 from bootstrap.interventions.weight_decay import WeightDecay
-from bootstrap.models import SmallCNN
+from bootstrap.models import PreActResNet18, SmallCNN
 from bootstrap.optimizers import SGD
 from bootstrap.plan import plan_pair
+from bootstrap.pretrained import write_pretrained
 from bootstrap.ranks import ALONE
 from bootstrap.recipe import Recipe
 from bootstrap.records import Record
@@ -58,6 +75,7 @@ class Case:
     `tiny` is None where the strength is not continuous. `moves`: so little changes float32 weights,
     rather than to be lost in the rounding of gradients.
     `trains`: at full strength the weights become others.
+    `beside`: choices that change no byte, but provide what it needs. `deep`: the full one for DEEP.
     """
 
     null: Choice
@@ -65,7 +83,35 @@ class Case:
     tiny: Choice | None = None
     moves: bool = True
     trains: bool = True
+    beside: tuple[Choice, ...] = ()
+    deep: Choice | None = None
 
+
+DEEP = PreActResNet18(width=4)
+FOLDER = tempfile.TemporaryDirectory()
+atexit.register(FOLDER.cleanup)
+
+
+def write_scores(rng):
+    """A file of scores of 2,048 samples, drawn."""
+    path = Path(FOLDER.name) / "scores.npz"
+    found = Scores(scores=rng.random((1, 2_048)), reference=rng.random((1, 256)))
+    path.write_bytes(found.to_bytes())
+    return str(path)
+
+
+def write_weights(model):
+    """A checkpoint of a model's weights as they are drawn."""
+    path = Path(FOLDER.name) / f"{type(model).__name__}.safetensors"
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        built = model.build((8, 8, 3), 10)
+    return str(write_pretrained(path, built, replace(RECIPE, model=model), {"method": "none"}))
+
+
+SCORES = write_scores(np.random.default_rng(0))
+GROUPS = Spurious(size_px=0)
+PRETRAINED = {model: write_weights(model) for model in (RECIPE.model, DEEP)}
 
 CASES = {
     "cutout": Case(null=Cutout(size_px=0), full=Cutout(size_px=4)),
@@ -136,6 +182,48 @@ CASES = {
     "probe_flips": Case(null=ProbeFlips(), full=ProbeFlips(), trains=False),
     "robust_error": Case(
         null=RobustError(n=8, n_moves=1), full=RobustError(n=8, n_moves=1), trains=False
+    ),
+    "class_weights": Case(
+        null=ClassWeights(power=0.0), tiny=ClassWeights(power=1e-6), full=ClassWeights()
+    ),
+    "jacobian_penalty": Case(
+        null=JacobianPenalty(strength=0.0),
+        tiny=JacobianPenalty(strength=1e-8),
+        full=JacobianPenalty(strength=1.0),
+    ),
+    "spectral_penalty": Case(
+        null=SpectralPenalty(strength=0.0),
+        tiny=SpectralPenalty(strength=1e-8),
+        full=SpectralPenalty(strength=0.1),
+    ),
+    "spectral_normalisation": Case(
+        null=SpectralNormalisation(strength=0.0),
+        tiny=SpectralNormalisation(strength=1e-6),
+        full=SpectralNormalisation(),
+    ),
+    "error_by_group": Case(
+        null=ErrorByGroup(), full=ErrorByGroup(), trains=False, beside=(GROUPS,)
+    ),
+    "error_by_environment": Case(
+        null=ErrorByEnvironment(), full=ErrorByEnvironment(), trains=False, beside=(GROUPS,)
+    ),
+    "random_pruning": Case(null=RandomPruning(keep=1.0), full=RandomPruning()),
+    "el2n": Case(null=EL2N(scores=SCORES, keep=1.0), full=EL2N(scores=SCORES)),
+    "grand": Case(
+        null=GraNd(scores=SCORES, keep=1.0), full=GraNd(scores=SCORES, keep=0.7, skip=0.1)
+    ),
+    "grand_last_layer": Case(
+        null=GraNdLastLayer(scores=SCORES, keep=1.0), full=GraNdLastLayer(scores=SCORES)
+    ),
+    "forgetting_score": Case(
+        null=ForgettingScore(scores=SCORES, keep=1.0),
+        full=ForgettingScore(scores=SCORES, hardest=False),
+    ),
+    "pretraining": Case(
+        null=Pretraining(weights=PRETRAINED[RECIPE.model], strength=0.0),
+        tiny=Pretraining(weights=PRETRAINED[RECIPE.model], strength=1e-6),
+        full=Pretraining(weights=PRETRAINED[RECIPE.model]),
+        deep=Pretraining(weights=PRETRAINED[DEEP]),
     ),
 }
 

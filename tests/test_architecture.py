@@ -16,6 +16,8 @@ WITHOUT_TORCH = (
     "bootstrap.runlog",
     "bootstrap.curves",
     "bootstrap.decompose_plot",
+    "bootstrap.choice_map",
+    "bootstrap.effect_plot",
     "bootstrap.plot",
     "bootstrap.grid",
     "bootstrap.index",

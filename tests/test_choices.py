@@ -6,12 +6,11 @@ from itertools import permutations
 
 import pytest
 import torch
-from choices import CASES, RECIPE, few_steps, weights
+from choices import CASES, DEEP, RECIPE, few_steps, weights
 from torch.utils.flop_counter import FlopCounterMode
 
 from bootstrap import filtered, randomness, worlds
 from bootstrap.interventions import INTERVENTIONS, is_wrapped, step_cost
-from bootstrap.models import PreActResNet18
 from bootstrap.randomness import Stream
 
 OWN_STREAMS = {Stream.CHOICE, Stream.CONDITION, Stream.LABEL_NOISE}
@@ -30,7 +29,7 @@ def test_every_choice_is_tested():
 
 @each
 def test_null_strength_changes_no_byte(toy_data, baseline, name):
-    state, rows = few_steps(toy_data, CASES[name].null)
+    state, rows = few_steps(toy_data, *CASES[name].beside, CASES[name].null)
     assert rows == baseline[1]
     assert torch.equal(weights(state), weights(baseline[0]))
 
@@ -64,9 +63,9 @@ def draws_of(monkeypatch, run):
 
 @each
 def test_full_strength_leaves_every_other_draw_alone(toy_data, baseline, monkeypatch, name):
-    choice = CASES[name].full
+    beside, choice = CASES[name].beside, CASES[name].full
     plain, expected = draws_of(monkeypatch, lambda: few_steps(toy_data))
-    (state, rows), drawn = draws_of(monkeypatch, lambda: few_steps(toy_data, choice))
+    (state, rows), drawn = draws_of(monkeypatch, lambda: few_steps(toy_data, *beside, choice))
     assert drawn == expected
     assert torch.equal(weights(plain[0]), weights(baseline[0]))
     assert torch.equal(weights(state), weights(baseline[0])) is not CASES[name].trains
@@ -77,17 +76,18 @@ def test_full_strength_leaves_every_other_draw_alone(toy_data, baseline, monkeyp
 
 @each
 def test_where_no_sample_is_used_again_both_worlds_are_one_run(toy_data, name):
-    n = RECIPE.n_draws
-    real = few_steps(toy_data, CASES[name].full, n=n)
-    ideal = few_steps(toy_data, CASES[name].full, n=n, world_n=512)
+    n, choices = RECIPE.n_draws, (*CASES[name].beside, CASES[name].full)
+    real = few_steps(toy_data, *choices, n=n)
+    ideal = few_steps(toy_data, *choices, n=n, world_n=512)
     assert real[1] == ideal[1]
     assert torch.equal(weights(real[0]), weights(ideal[0]))
 
 
 @each
 def test_evaluation_changes_nothing(toy_data, name):
+    choices = (*CASES[name].beside, CASES[name].full)
     often, never = (
-        few_steps(toy_data, CASES[name].full, evaluates=evaluates)[0] for evaluates in (True, False)
+        few_steps(toy_data, *choices, evaluates=evaluates)[0] for evaluates in (True, False)
     )
     assert torch.equal(weights(often), weights(never))
 
@@ -113,9 +113,9 @@ class OneModule(nullcontext):
 @each
 def test_a_step_costs_what_is_declared(toy_data, name):
     """Multiplications of a deep model: a shallow one has much of its cost in the first layer."""
-    recipe = replace(RECIPE, model=PreActResNet18(width=4), n_steps=1)
+    recipe, case = replace(RECIPE, model=DEEP, n_steps=1), CASES[name]
     counts = []
-    for choices in ((), (CASES[name].full,)):
+    for choices in ((), (*case.beside, case.deep or case.full)):
         counter = FlopCounterMode(display=False)
         counter.mod_tracker = OneModule()
         with counter:

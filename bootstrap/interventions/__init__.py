@@ -24,11 +24,14 @@ from bootstrap.interventions.choice import (
     UpdateFn,
     WorldClass,
 )
+from bootstrap.interventions.class_weights import ClassWeights
 from bootstrap.interventions.dropout import Dropout
+from bootstrap.interventions.error_by import ErrorByEnvironment, ErrorByGroup
 from bootstrap.interventions.flooding import Flooding
 from bootstrap.interventions.focal import Focal
 from bootstrap.interventions.forgetting import ForgettingEvents, ProbeFlips
 from bootstrap.interventions.gradient_penalty import GradientPenalty
+from bootstrap.interventions.jacobian import JacobianPenalty
 from bootstrap.interventions.label_noise import LabelNoise, LabelNoiseTrainAndTest
 from bootstrap.interventions.label_smoothing import LabelSmoothing
 from bootstrap.interventions.logit_adjustment import LogitAdjustment, LogitAdjustmentPostHoc
@@ -36,8 +39,17 @@ from bootstrap.interventions.long_tail import LongTail
 from bootstrap.interventions.mixing import Cutmix, Cutout, Mixup
 from bootstrap.interventions.noise import InputNoise, WeightNoise
 from bootstrap.interventions.penalty import L1, L2, WEISSI
+from bootstrap.interventions.pretraining import Pretraining
+from bootstrap.interventions.pruning import (
+    EL2N,
+    ForgettingScore,
+    GraNd,
+    GraNdLastLayer,
+    RandomPruning,
+)
 from bootstrap.interventions.robust_error import RobustError
 from bootstrap.interventions.sam import SAM
+from bootstrap.interventions.spectral import SpectralNormalisation, SpectralPenalty
 from bootstrap.interventions.spurious import Spurious
 from bootstrap.interventions.squared_error import MSE
 from bootstrap.interventions.superclasses import Superclasses
@@ -80,7 +92,11 @@ INTERVENTIONS: dict[str, type] = {
     "weissi": WEISSI,
     "focal": Focal,
     "mse": MSE,
+    "class_weights": ClassWeights,
     "gradient_penalty": GradientPenalty,
+    "jacobian_penalty": JacobianPenalty,
+    "spectral_penalty": SpectralPenalty,
+    "spectral_normalisation": SpectralNormalisation,
     "fgm": FGM,
     "fgsm": FGSM,
     "pgd": PGD,
@@ -96,6 +112,14 @@ INTERVENTIONS: dict[str, type] = {
     "forgetting_events": ForgettingEvents,
     "probe_flips": ProbeFlips,
     "robust_error": RobustError,
+    "error_by_group": ErrorByGroup,
+    "error_by_environment": ErrorByEnvironment,
+    "random_pruning": RandomPruning,
+    "el2n": EL2N,
+    "grand": GraNd,
+    "grand_last_layer": GraNdLastLayer,
+    "forgetting_score": ForgettingScore,
+    "pretraining": Pretraining,
 }
 OF_THE_LOSS = ("wrap_sample_loss", "wrap_loss")
 

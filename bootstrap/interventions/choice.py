@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from bootstrap.batch import Normalisation
     from bootstrap.ranks import Ranks
-    from bootstrap.shards import Columns
+    from bootstrap.recipe import Recipe
+    from bootstrap.shards import Columns, Manifest
 
 
 class WorldClass(Enum):
@@ -191,8 +192,31 @@ class Choice:
         """Files that it reads (scores, weights of a reference): their bytes decide results."""
         return ()
 
+    @property
+    def keep_fraction(self) -> float:
+        """The share of a set of samples that pruning leaves in it; 1 where it is another source."""
+        return 1.0
+
+    @property
+    def n_own(self) -> int:
+        """How many of a world's samples its reference was made from; longer worlds come after."""
+        return 0
+
+    @property
+    def own_seeds(self) -> tuple[int, ...]:
+        """The seeds whose samples its references were made from."""
+        return ()
+
     def check_with(self, others: Sequence[Choice]) -> None:
         """ConfigurationError if it contradicts another choice of the recipe."""
+
+    def check_data(self, recipe: Recipe, manifest: Manifest, n_samples: Sequence[int]) -> None:
+        """ConfigurationError or DataError unless what it reads fits model, data and every N."""
+
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """Further sets to score on the grid, made of the test images: their scores stand under
+        `extra.test_<score>_<name>`. This choice's `wrap_columns` is told `test/<name>`."""
+        return ()
 
     def init_state(self, model: nn.Module, setting: Setting) -> dict[str, Tensor]:
         """Tensors that are saved, forked and handed over with the model, by name."""
@@ -201,6 +225,12 @@ class Choice:
     def keeps(self, columns: Columns, n_classes: int) -> Bool[np.ndarray, " n"]:
         """Which samples of the stream there are, as a function of their ids and columns."""
         return np.ones(len(columns), dtype=bool)
+
+    def keeps_for(
+        self, seed: int | None, columns: Columns, n_classes: int
+    ) -> Bool[np.ndarray, " n"]:
+        """The same for a seed, where it depends on it: see `own_seeds`."""
+        return self.keeps(columns, n_classes)
 
     def wrap_columns(self, columns: Columns, split: str, n_classes: int) -> Columns:
         """Other labels, images or columns for samples, as functions of their ids alone."""

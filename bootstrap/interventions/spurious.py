@@ -33,6 +33,7 @@ class Spurious(Choice):
     agreement: tuple[float, ...] = (0.9, 0.8)
     agreement_test: float = 0.1
     size_px: int = 4
+    training_environments: bool = False  # also score the test images as in each of these
     world_class: ClassVar[WorldClass] = WorldClass.SOURCE
     needs: ClassVar[tuple[str, ...]] = COLUMNS
     provides: ClassVar[tuple[str, ...]] = COLUMNS
@@ -50,6 +51,8 @@ class Spurious(Choice):
         environment = (draws[:, 0] * n_train).astype(np.int64)
         if split == "test":
             environment = np.full(len(columns), n_train, dtype=np.int64)
+        if split in (known := [f"test/{name}" for name in self.evaluation_sets()]):
+            environment = np.full(len(columns), known.index(split), dtype=np.int64)
         agreement = np.array([*self.agreement, self.agreement_test])[environment]
         others = columns.labels + 1 + (draws[:, 1] * (n_classes - 1)).astype(np.int64)
         attribute = np.where(draws[:, 2] < agreement, columns.labels, others % n_classes)
@@ -57,6 +60,11 @@ class Spurious(Choice):
         found = dict(zip(COLUMNS, (attribute, environment, group), strict=True))
         images = self.painted(columns.images, attribute, n_classes)
         return replace(columns, images=images, extra={**columns.extra, **found})
+
+    def evaluation_sets(self) -> tuple[str, ...]:
+        """See `Choice`: the test split has the gap out of distribution, these that in it."""
+        n_sets = len(self.agreement) if self.training_environments else 0
+        return tuple(f"environment_{k}" for k in range(n_sets))
 
     def painted(self, images: Images, attribute: Int[np.ndarray, " n"], n_classes: int) -> Images:
         """The images with a corner in the colour of their attribute."""

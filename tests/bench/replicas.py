@@ -25,7 +25,12 @@ from bootstrap.stacked import Seat, run_stacked
 
 MODELS = (
     *("mlp(width=64, depth=2)", "mlp(width=512, depth=5)", "mcnn(width=8)"),
-    *("preresnet18(width=4)", "preresnet18(width=8)", "preresnet18(width=16)", "vit(patch=8, width=96, depth=4, heads=3)"),
+    *(
+        "preresnet18(width=4)",
+        "preresnet18(width=8)",
+        "preresnet18(width=16)",
+        "vit(patch=8, width=96, depth=4, heads=3)",
+    ),
 )
 
 

@@ -1,0 +1,337 @@
+"""A study of choices: pairs on the same seeds, their table, what changes with N, and the map."""
+
+import csv
+import json
+import shutil
+from itertools import combinations
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+from synthetic_runs import GRID, configure, finish, write_run
+from test_decompose import pair as curves
+from tiny_pair import PLAIN, TINY
+
+from bootstrap.choice_map import (
+    COLUMNS,
+    first_step_at,
+    map_caption,
+    plot_map,
+    point_of,
+    points_of,
+    write_map,
+)
+from bootstrap.choice_study import build_sides, folder_name, with_choice
+from bootstrap.choice_table import (
+    TABLE_COLUMNS,
+    crossover,
+    effect_lines,
+    effect_points,
+    limit_n,
+    shortened,
+    study_json,
+    table_csv,
+    table_lines,
+)
+from bootstrap.effect_plot import effect_caption, plot_effects, write_effects
+from bootstrap.errors import ConfigurationError
+from bootstrap.explanation import explain, n_of_choice
+from bootstrap.interventions.flooding import Flooding
+from bootstrap.interventions.mixing import Mixup
+from bootstrap.options import CompareOptions, ExplainOptions
+from bootstrap.runlog import load_run
+
+N = (20, 160)  # the first converges by step 32, the other never
+RECIPE = {"batch_size": 10, "n_steps": GRID[-1]}
+
+
+def made(root, name, noise=0.004, n_samples=N, seeds=(0, 1, 2), **config):
+    """A finished run of formulas in the folder `name`."""
+    run = write_run(root / "made", noise=noise, n_samples=n_samples, seeds=seeds)
+    shutil.move(run.path, root / name)
+    recipe = {**RECIPE, "optimizer": f"sgd(lr={noise})"}
+    configure(root / name, recipe=recipe, identity={"data": "same", "n_test": 9}, **config)
+    return finish(load_run(root / name))
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    return made(tmp_path, "baseline")
+
+
+@pytest.fixture
+def choices(tmp_path):
+    names = ("flooding(level=0.05)", "mixup", "augmentation=crop_flip")
+    return {name: made(tmp_path, f"c{k}", noise=0.01 * k) for k, name in enumerate(names, start=1)}
+
+
+@pytest.fixture
+def found(baseline, choices):
+    return [(text, explain(baseline, run)) for text, run in choices.items()]
+
+
+# ---------------------------------------------------------------- the table
+
+
+def test_the_table_has_a_row_per_choice_and_n_with_the_terms_of_explain(found):
+    rows = list(csv.DictReader(table_csv(found).decode().splitlines()))
+    assert (
+        tuple(rows[0])
+        == TABLE_COLUMNS
+        == (
+            *("choice", "n_samples", "n_seeds", "speed", "speed_low", "speed_high"),
+            *("time", "time_low", "time_high", "residual", "residual_low", "residual_high"),
+        )
+    )
+    assert [(row["choice"], row["n_samples"]) for row in rows] == [
+        (text, str(n)) for text, _ in found for n in N
+    ]
+    for row in rows:
+        told = dict(found)[row["choice"]]["n_samples"][row["n_samples"]]["error"]
+        assert int(row["n_seeds"]) == 3
+        for term in ("speed", "time", "residual"):
+            ends = [told[term]["mean"], *told[term]["interval_95"]]
+            assert [float(row[f"{term}{end}"]) for end in ("", "_low", "_high")] == ends
+
+
+def test_two_seeds_leave_the_ends_of_intervals_empty(tmp_path, baseline):
+    two = made(tmp_path, "two", seeds=(0, 1))
+    (row, *_) = csv.DictReader(table_csv([("two", explain(baseline, two))]).decode().splitlines())
+    assert (row["n_seeds"], row["speed_low"], row["speed_high"]) == ("2", "", "")
+    assert row["speed"] != ""
+
+
+def test_the_printed_table_marks_censored_worlds(found):
+    lines = list(table_lines(found))
+    assert not any("baseline 3 of 3" in line for line in lines if " 20 " in line)
+    assert all("baseline 3 of 3, choice 3 of 3" in line for line in lines if " 160 " in line)
+
+
+# ---------------------------------------------------------------- as N grows
+
+
+def test_the_limit_is_where_no_sample_is_used_twice(found, baseline, tmp_path):
+    assert limit_n(found[0][1]) == 10 * GRID[-1]
+    half = made(tmp_path, "half", n_samples=(10, 80), keep_fraction=0.5)
+    assert limit_n(explain(baseline, half)) == 2 * 10 * GRID[-1]
+    apart = made(tmp_path, "apart", shares_prefix=False)
+    assert limit_n(explain(baseline, apart)) is None
+
+
+def test_the_change_ends_in_that_of_the_ideal_world(found):
+    _, explained = found[0]
+    known = effect_points(explained)
+    final = explained["n_samples"]["160"]["final"]["error"]
+    assert known[-2:] == [(160, final["real"]["mean"]), (320, final["ideal"]["mean"])]
+
+
+def test_a_crossover_is_on_the_line_in_log_n():
+    where = crossover([(100, -0.02), (1_000, -0.01), (100_000, 0.01)])
+    assert where.n_samples == pytest.approx(10_000)
+    assert (where.between, where.hurts_after) == ((1_000, 100_000), True)
+
+
+def test_a_choice_that_always_helps_has_no_crossover():
+    where = crossover([(100, -0.02), (1_000, -0.01), (10_000, -0.005)])
+    assert (where.n_samples, where.between, where.hurts_after) == (None, None, False)
+
+
+def test_a_change_of_exactly_nothing_is_no_change_of_sign():
+    assert crossover([(100, 0.0), (1_000, 0.0)]).n_samples is None
+    assert crossover([(100, -0.1), (1_000, 0.0), (10_000, 0.1)]).between == (100, 10_000)
+
+
+def test_effects_are_told_drawn_and_saved(found, tmp_path):
+    assert all("dI = " in line for line in [*effect_lines(found)][1:])
+    paths = write_effects(found, tmp_path / "out")
+    assert [path.name for path in paths] == ["effect.csv", "effect.png", "effect.svg"]
+    rows = list(csv.DictReader(paths[0].read_text().splitlines()))
+    assert len(rows) == 3 * len(N)
+    known = {text.get_text() for text in plot_effects(found).axes[0].texts}
+    assert known == {text for text, _ in found}
+    assert "which it is exactly where no sample is used twice" in effect_caption(found)
+    assert {*study_json(found)["choices"]} == {text for text, _ in found}
+
+
+# ---------------------------------------------------------------- pruned runs
+
+
+def test_a_pruned_run_stands_against_the_n_that_it_was_pruned_from(baseline, tmp_path):
+    half = made(tmp_path, "half", n_samples=(10, 80), keep_fraction=0.5)
+    assert n_of_choice(baseline, half, 160) == 80
+    assert n_of_choice(half, half, 80) == 80
+    explained = explain(baseline, half)
+    assert [*explained["n_samples"]] == ["20", "160"]
+    expected = half.real[80].test_error[:, -1] - baseline.real[160].test_error[:, -1]
+    told = explained["n_samples"]["160"]["final"]["error"]["real"]["mean"]
+    assert told == pytest.approx(expected.mean())
+
+
+# ---------------------------------------------------------------- the map
+
+
+def test_a_level_is_reached_on_the_line_between_two_evaluations():
+    steps, errors = np.array([0, 10, 20]), np.array([0.9, 0.5, 0.3])
+    assert first_step_at(steps, errors, 0.4) == pytest.approx(15)
+    assert first_step_at(steps, errors, 0.9) == 0
+    assert first_step_at(steps, errors, 0.2) is None
+
+
+def test_twice_as_fast_is_half_as_many_steps_to_the_baselines_level():
+    zero = curves([0.9, 0.5, 0.5, 0.5], [0.9, 0.7, 0.5, 0.4], [0.9, 0.5, 0.0, 0.0])
+    fast = curves([0.9, 0.5, 0.5, 0.5], [0.9, 0.5, 0.4, 0.3], [0.9, 0.5, 0.5, 0.0])
+    point = point_of("fast", 10, zero, fast)
+    assert (point.speed[0], point.step[0]) == (pytest.approx(2), 30)
+    assert not (point.speed_is_censored | point.step_is_censored)[0]
+
+
+def test_what_is_never_reached_is_censored_at_the_last_step():
+    zero = curves([0.9] * 4, [0.9, 0.7, 0.5, 0.4], [0.9, 0.5, 0.0, 0.0])
+    slow = curves([0.9] * 4, [0.9, 0.8, 0.7, 0.6], [0.9, 0.5, 0.5, 0.5])
+    point = point_of("slow", 10, zero, slow)
+    assert (point.speed[0], point.step[0]) == (pytest.approx(20 / 30), 30)
+    assert (point.speed_is_censored & point.step_is_censored)[0]
+
+
+def test_the_baseline_stands_at_speed_1(baseline, choices):
+    first, *others = points_of(baseline, choices, 20)
+    assert (first.text, first.xy[0]) == ("baseline", pytest.approx(1))
+    assert first.row()[COLUMNS.index("d_error_final")] == 0
+    assert [point.text for point in others] == [*choices]
+
+
+def test_the_map_is_a_table_and_two_figures(baseline, choices, tmp_path):
+    paths = write_map(baseline, choices, tmp_path / "out" / "map")
+    assert [path.name for path in paths] == ["map.csv", "map.png", "map.svg"]
+    rows = list(csv.DictReader(paths[0].read_text().splitlines()))
+    assert [row["choice"] for row in rows] == ["baseline", *choices] * len(N)
+    assert {row["n_censored"] for row in rows if row["n_samples"] == "160"} == {"3"}
+
+
+def overlapping(figure):
+    """Pairs of names in the figure that lie over one another, or off it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [t for ax in figure.axes for t in ax.texts if t.get_text()]
+    renderer = canvas.get_renderer()
+    boxes = [(t.get_text(), Text.get_window_extent(t, renderer)) for t in texts]  # without leaders
+    over = [(a, b) for (a, p), (b, q) in combinations(boxes, 2) if p.shrunk(0.95, 0.9).overlaps(q)]
+    return over + [(name, "edge") for name, box in boxes if box.x1 > figure.bbox.x1]
+
+
+def test_no_name_lies_over_another_even_of_forty_choices_that_change_little(baseline):
+    many = {f"choice_of_name(strength={k})" + "x" * (k % 12): baseline for k in range(40)}
+    maps = [points_of(baseline, many, n) for n in N]
+    figure = plot_map(maps, map_caption(baseline, maps))
+    assert overlapping(figure) == []
+    drawn = {t.get_text() for t in figure.axes[0].texts}
+    assert {shortened(name) for name in many} <= drawn
+    found = [(name, explain(baseline, baseline)) for name in many]
+    assert overlapping(plot_effects(found)) == []
+
+
+def test_a_censored_point_is_on_the_edge_with_an_arrow_head(baseline, choices):
+    maps = [points_of(baseline, choices, 160)]
+    ax = plot_map(maps, "").axes[0]
+    heads = [line for line in ax.lines if line.get_marker() == "^"]
+    assert len(heads) == 4  # the baseline too
+    assert {float(line.get_ydata()[0]) for line in heads} == {float(ax.get_ylim()[1])}
+    assert "On the edge, with an arrow head (4)" in map_caption(baseline, maps)
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+BASE = CompareOptions.of_preset("smoke")
+
+
+def test_a_choice_is_an_intervention_an_option_or_several():
+    assert with_choice(BASE, "flooding(level=0.1)").recipe.choices == (Flooding(level=0.1),)
+    both = with_choice(BASE, "flooding + mixup").recipe.choices
+    assert both == (Flooding(), Mixup())
+    assert with_choice(BASE, "optimizer.lr=0.2").recipe.optimizer.lr == 0.2
+    assert "CropFlip" in repr(with_choice(BASE, "augmentation=crop_flip").recipe.augmentation)
+    assert with_choice(BASE, "init=weights/a.safetensors").init.name == "a.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("floding", "did you mean 'flooding'"),
+        ("n_steps=3", "is no option that can be a choice"),
+        ("modell=mlp", "did you mean 'model'"),
+    ],
+)
+def test_what_is_no_choice_is_refused(text, why):
+    with pytest.raises(ConfigurationError, match=why):
+        with_choice(BASE, text)
+
+
+def test_a_folder_has_a_name_that_any_disk_takes():
+    assert folder_name("mine.py:Flat(strength=1) + mixup") == "mine.py_Flat_strength=1_+_mixup"
+
+
+def test_a_baseline_is_a_preset_a_run_or_a_file(tmp_path):
+    assert ExplainOptions.of_baseline("smoke").recipe == BASE.recipe
+    recipe = tmp_path / "mine.json"
+    recipe.write_text(json.dumps({"n_steps": 7}))
+    assert ExplainOptions.of_baseline(str(recipe)).recipe.n_steps == 7
+    (tmp_path / "run").mkdir()
+    known = {"recipe": {"n_steps": 9}, "preset": "smoke", "seeds": [3], "n_samples": [40]}
+    (tmp_path / "run" / "pair.json").write_text(json.dumps(known))
+    options = ExplainOptions.of_baseline(str(tmp_path / "run"))
+    assert (options.recipe.n_steps, options.seeds, options.n_samples) == (9, "3", (40,))
+    with pytest.raises(ConfigurationError, match="unknown preset"):
+        ExplainOptions.of_baseline("smokee")
+
+
+SMALL = ("--model", "mlp(width=8, depth=1)", "--no-every-step", "--n-test-curve", "64")
+STUDY = (
+    *("explain", "--baseline", "smoke", *SMALL, "--n-steps", "40", "--batch-size", "16", *PLAIN),
+    *("--n-samples", "32", "64", "--seeds", "0-2"),
+)
+
+
+def test_the_command_runs_the_pairs_once_and_writes_everything(
+    toy_data, tmp_path, deep_bootstrap, no_figure
+):
+    words = (*STUDY, "--data", toy_data, "--results", tmp_path, "--out", tmp_path / "out")
+    words = (*words, "--choice", "flooding(level=0.05)", "--choice", "optimizer.lr=0.1")
+    code, out, err = deep_bootstrap(*words)
+    assert code == 0, err
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    own = {f"explain-n{n}.{kind}" for n in (32, 64) for kind in ("png", "svg")}
+    own |= {"explain.json", "explain.csv"}
+    assert {name for name in names if "/" not in name} >= {
+        *("table.csv", "study.json", "effect.csv", "effect.png", "effect.svg"),
+        *("map.csv", "map.png", "map.svg"),
+    }
+    assert {f"flooding_level=0.05/{name}" for name in own} <= names
+    assert "crossover" in out
+    assert "3 pairs, 0 of them done" in out
+    assert len(list(tmp_path.glob("smoke-*"))) == 3
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("smoke-*/seed-*/*.jsonl")}
+    code, again, _ = deep_bootstrap(*words)
+    assert code == 0
+    assert "3 pairs, 3 of them done" in again
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_the_command_refuses_neither_runs_nor_choices(deep_bootstrap):
+    code, _, err = deep_bootstrap("explain")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "two saved runs, `explain BASELINE CHOICE`, or" in err
+
+
+def test_a_choice_that_is_the_baseline_is_refused(toy_data, tmp_path, flags):
+    options = ExplainOptions(
+        choice=("optimizer.lr=0.05",),
+        preset="smoke",
+        n_samples=(64,),
+        data=toy_data,
+        results=tmp_path,
+        recipe=TINY,
+    )
+    with pytest.raises(ConfigurationError, match="is the same run as 'baseline'"):
+        build_sides(options)
