@@ -24,7 +24,7 @@ MANY = (
     *("gradient_penalty", "sam", "forgetting_events"),
 )
 RECIPES = {
-    **{name: replace(RECIPE, choices=(case.full,)) for name, case in CASES.items()},
+    **{name: replace(RECIPE, choices=(*case.beside, case.full)) for name, case in CASES.items()},
     "flooded-resnet": replace(ranks_child.RECIPE, choices=(FLOODING,)),
     "many": replace(RECIPE, choices=(*(CASES[name].full for name in MANY), FLOODING)),
 }

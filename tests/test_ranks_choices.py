@@ -18,9 +18,10 @@ pytestmark = pytest.mark.long
 def folders(toy_data, tmp_path_factory):
     """What one process did, and what two did, in tests/choices_ranks_child.py."""
     one, two = (tmp_path_factory.mktemp(name) for name in ("one", "two"))
-    subprocess.run([sys.executable, CHILD, toy_data, one], check=True)
-    result = torchrun(2, CHILD, toy_data, two, check=False)
-    assert result.returncode == 0, result.stderr
+    plain = [sys.executable, CHILD, toy_data, one]
+    alone = subprocess.run(plain, check=False, capture_output=True, text=True)
+    for result in (alone, torchrun(2, CHILD, toy_data, two, check=False)):
+        assert result.returncode == 0, result.stderr
     return one, two
 
 
