@@ -134,7 +134,7 @@ CASES = {
         moves=False,  # no batch is below it
     ),
     "l1": Case(null=L1(strength=0.0), tiny=L1(strength=1e-11), full=L1(strength=1e-2), moves=False),
-    "l2": Case(null=L2(strength=0.0), tiny=L2(strength=5e-10), full=L2(strength=0.1)),
+    "l2": Case(null=L2(strength=0.0), tiny=L2(strength=5e-10), full=L2(strength=0.1), moves=False),
     "weight_decay": Case(
         null=WeightDecay(strength=0.0),
         tiny=WeightDecay(strength=5e-10),
