@@ -26,7 +26,7 @@ def pairs(name, scale):
 def data(tmp_path_factory):
     """The toy images of other tests, and some that no world sees."""
     folder = tmp_path_factory.mktemp("data") / "toy"
-    sizes = {"pretrain": 64, "test": 512, "reference": 256, "stream": 2_048}
+    sizes = {"pretrain": 96, "test": 512, "reference": 256, "stream": 2_048}
     generate(ToySource(side=8), folder, sizes)
     return folder
 
@@ -130,6 +130,8 @@ def test_weights_are_made_before_the_pairs_that_start_from_them_and_once(
     assert code == 0, err
     weights = sorted((tmp_path / "pretrained").glob("*.safetensors"))
     assert len(weights) == 2
+    cards = [json.loads(path.with_suffix(".json").read_bytes()) for path in weights]
+    assert [card["data"]["n_samples"] for card in cards] == [64, 64]  # of the 96 that there are
     assert out.splitlines()[:2] == [
         f"{path}: made" for path in sorted(weights, key=lambda path: path.stat().st_mtime_ns)
     ]
@@ -160,7 +162,7 @@ def test_each_start_is_trained_at_the_rate_that_was_picked_for_it(reproduce, tmp
 def test_pre_training_that_is_stopped_goes_on_with_the_same_command(reproduce, tmp_path):
     code, _, err = reproduce("fig5-pretraining", "--max-minutes", "0.000001")
     assert code == 75, err
-    assert not list(tmp_path.glob("*/pair.json"))
+    assert not list(tmp_path.glob("pretrained/*.safetensors"))
     assert reproduce("fig5-pretraining")[0] == 0
 
 
