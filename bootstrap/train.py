@@ -28,6 +28,7 @@ from bootstrap.evaluate import PerImage, evaluate
 from bootstrap.execution import Flags
 from bootstrap.feed import Feed
 from bootstrap.interventions import Setting
+from bootstrap.models.grouped import check_convolutions
 from bootstrap.objective import build_gradient, build_inputs, build_update, gradients_of
 from bootstrap.pretrained import Pretrained
 from bootstrap.randomness import Stream, integers, torch_seed
@@ -152,6 +153,7 @@ def build_state(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch_seed(seed, Stream.INIT))
         model = recipe.model.build(manifest.image_shape, manifest.n_classes)
+    check_convolutions(model, flags)
     if init is not None:
         init.load_into(model)
     if ranks.n > 1 and flags.bn == "global":

@@ -1,10 +1,17 @@
 """Models have the paper's sizes and take images of any size."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
 
+from bootstrap.errors import ConfigurationError
+from bootstrap.execution import Flags
 from bootstrap.models import MLP, PreActResNet18, SmallCNN
+from bootstrap.models.darts import OPERATIONS
+from bootstrap.models.grouped import GroupedConv2d, check_convolutions
 from bootstrap.optimizers import SGD
 
 TINY = (PreActResNet18(width=4), MLP(width=16, depth=2), SmallCNN(width=4))
@@ -71,3 +78,30 @@ def test_one_step_of_sgd_leads_to_the_golden_loss(model):
     optimizer.step()
     loss = cross_entropy(module(x), labels).item()
     assert loss == pytest.approx(GOLDEN_LOSSES[type(model).__name__], abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["dil_conv_3x3", "dil_conv_5x5", "sep_conv_3x3"])
+def test_a_depthwise_convolution_has_the_gradient_of_float32_in_bf16(name):
+    torch.manual_seed(0)
+    shape = (8, 16, 32, 32)
+    layer = next(m for m in OPERATIONS[name](16).modules() if isinstance(m, GroupedConv2d))
+    layer = layer.to(memory_format=torch.channels_last)
+    x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
+    upstream, gradients = torch.randn(shape), []
+    for is_bf16 in (False, True):
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+            y = layer(x)
+        (y.float() * upstream).sum().backward()
+        gradients.append(layer.weight.grad.clone())
+    exact, rounded = gradients
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_a_model_whose_gradients_would_be_garbage_is_refused_in_bf16():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, dilation=2, groups=4))
+    flags = Flags(device="cpu", precision="bf16", compiled=False, n_threads=1)
+    with pytest.raises(ConfigurationError, match=r"^1 is a grouped, dilated .* --precision fp32"):
+        check_convolutions(model, flags)
+    check_convolutions(model, replace(flags, precision="fp32"))
+    check_convolutions(OPERATIONS["dil_conv_3x3"](8), flags)

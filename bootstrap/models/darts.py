@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bootstrap.models.genotype import Genotype, format_genotype, live_edges
+from bootstrap.models.grouped import GroupedConv2d
 
 
 class Cell(nn.Module):
@@ -85,7 +86,7 @@ def _separable(n: int, kernel: int, dilation: int = 1) -> nn.Sequential:
     padding = dilation * (kernel // 2)
     return nn.Sequential(
         nn.ReLU(),
-        nn.Conv2d(n, n, kernel, 1, padding, dilation, groups=n, bias=False),
+        GroupedConv2d(n, n, kernel, 1, padding, dilation, groups=n, bias=False),
         nn.Conv2d(n, n, 1, bias=False),
         nn.BatchNorm2d(n),
     )
