@@ -36,7 +36,7 @@ def about_training(run: Run, recipe: dict[str, Any]) -> str:
     """The model, every N, and how long it trains."""
     parts = [str(recipe["model"])] if recipe.get("model") else []
     if run.n_samples:
-        parts.append("N = " + _listed(run.n_samples))
+        parts.append("N = " + listed(run.n_samples))
     n_steps = recipe.get("n_steps") or (int(run.steps[-1]) if len(run.steps) else 0)
     batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
     parts += [f"{n_steps:,} SGD steps{batch}"] if n_steps else []
@@ -90,7 +90,7 @@ def _convergence_notes(run: Run) -> list[str]:
     known = [n for n in run.n_samples if "train_error" in run.real[n].columns]
     seeds = {n: (len(convergence_steps(run, n)), len(error_by_seed(run, n))) for n in known}
     never = [n for n, (n_converged, _) in seeds.items() if n_converged == 0]
-    notes = [f"Not converged: N = {_listed(never)}."] if never else []
+    notes = [f"Not converged: N = {listed(never)}."] if never else []
     return notes + [
         f"N = {n:,}: {n_converged} of {n_seeds} seeds converged; the mark is their mean."
         for n, (n_converged, n_seeds) in seeds.items()
@@ -98,7 +98,7 @@ def _convergence_notes(run: Run) -> list[str]:
     ]
 
 
-def _listed(n_samples: Sequence[int]) -> str:
+def listed(n_samples: Sequence[int]) -> str:
     """1,000, 2,000 and 5,000."""
     *first, last = [f"{n:,}" for n in n_samples]
     return f"{', '.join(first)} and {last}" if first else last

@@ -41,7 +41,7 @@ def write_index(root: Path) -> Path:
 
 def _rows(root: Path) -> Iterator[str]:
     """Figures of several runs first, then runs."""
-    figures = [*sorted(root.glob("figures/*.png")), *sorted(root.glob("scatter.png"))]
+    figures = [*sorted(root.rglob("figures/*.png")), *sorted(root.rglob("scatter.png"))]
     for picture in figures:
         yield _row(root, picture, picture.with_suffix(".csv"), picture.stem, about_figure(picture))
     for picture in sorted(root.rglob("curves.png")):

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float
 
-from bootstrap.caption import about_data, about_test, approximate_note
+from bootstrap.caption import about_data, about_test, approximate_note, listed
 from bootstrap.curves import MIN_SEEDS, approximate_from, at_steps, convergence_step
 from bootstrap.runlog import METRICS, Run
 
@@ -94,7 +94,7 @@ def about_series(series: Sequence[Series]) -> str:
     """
     configs = [one.run.config for one in series]
     recipes = [config.get("recipe") or {} for config in configs]
-    n_samples = " and ".join(f"{n:,}" for n in sorted({one.n_samples for one in series}))
+    n_samples = listed(sorted({one.n_samples for one in series}))
     steps = {
         f"{r['n_steps']:,} SGD steps of batch {r['batch_size']}" for r in recipes if "n_steps" in r
     }
