@@ -1,6 +1,7 @@
 """What does a run cost here, and what as a plain PyTorch loop? `make bench-pair`.
 
-Both do the same recipe on the same images. Nothing is run in full: a step and an evaluation are
+Both do the same recipe on the same images; beside them stands the arithmetic of a step alone.
+Nothing is run in full: a step and an evaluation are
 timed in turns, and multiplied by the plan's steps and by each schedule's evaluations.
 """
 
@@ -19,13 +20,21 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from bootstrap.augment import CropFlip
 from bootstrap.batch import to_unit_range
 from bootstrap.dataset import collect_manifest
 from bootstrap.environment import hardware
-from bootstrap.execution import Flags, Precision, Switch, n_cores, resolve_flags
+from bootstrap.execution import (
+    Flags,
+    Precision,
+    Switch,
+    has_compiler,
+    n_cores,
+    resolve_flags,
+)
 from bootstrap.forks import Control, SeedRun
 from bootstrap.models import PreActResNet18
 from bootstrap.optimizers import SGD
@@ -97,7 +106,8 @@ class Side:
             for _ in range(max(1, n_steps // N_TOGETHER)):
                 together_s = seconds(partial(advance, steps, N_TOGETHER), device)
                 self.step_times.append(together_s / N_TOGETHER)
-        self.evaluation_times.append(seconds(self.evaluate, device))
+        if self.n_evaluations:
+            self.evaluation_times.append(seconds(self.evaluate, device))
 
 
 def advance(steps: Steps, n: int) -> None:
@@ -212,6 +222,39 @@ def plain_side(loop: PlainLoop, plan: Plan) -> Side:
     )
 
 
+def bare_side(plan: Plan, flags: Flags) -> Side:
+    """The arithmetic of a training step alone: the same images each time, nothing else."""
+    device = flags.torch_device
+    model = plan.recipe.model.build(IMAGE_SHAPE, N_CLASSES)
+    model = model.to(device).to(memory_format=torch.channels_last)
+    if flags.compiled:
+        model.compile(dynamic=False)
+    optimizer = plan.recipe.optimizer.build(model.parameters())
+    shape = (plan.recipe.batch_size, IMAGE_SHAPE[2], *IMAGE_SHAPE[:2])
+    x = torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(len(x), device=device) % N_CLASSES
+
+    def steps() -> Steps:
+        n = yield
+        while True:
+            for _ in range(n):
+                with flags.autocast():
+                    logits = model(x)
+                cross_entropy(logits.float(), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            n = yield
+
+    return Side(
+        name="bare step",
+        execution=f"{flags.precision} {'compiled' if flags.compiled else 'eager'}",
+        steps=steps,
+        evaluate=lambda: None,
+        n_images_evaluated=0,
+        n_evaluations=0,
+    )
+
+
 def input_s(task: Task, pool: Pool, n_steps: int) -> tuple[float, float]:
     """Mean seconds a step waits for its images, reading of files included, and to augment them."""
     device, mean, apply = (
@@ -246,10 +289,10 @@ def peak_tflops(device: torch.device) -> float:
 
 def show(side: Side, options: Options, flops: int, peak: float) -> None:
     """Two lines of the table: training and evaluation."""
-    kinds = (
-        ("train", side.step_s, options.batch_size, 3 * flops, options.n_steps),
-        ("evaluate", side.evaluation_s, side.n_images_evaluated, flops, side.n_evaluations),
-    )
+    kinds = [("train", side.step_s, options.batch_size, 3 * flops, options.n_steps)]
+    if side.n_evaluations:
+        n_images = side.n_images_evaluated
+        kinds.append(("evaluate", side.evaluation_s, n_images, flops, side.n_evaluations))
     for kind, call_s, n_images, flops_per_image, n_calls in kinds:
         tflops = n_images * flops_per_image / call_s / 1e12
         print(
@@ -322,10 +365,13 @@ def measure(options: Options, flags: Flags, folder: Path) -> None:
             f"ResNet-18 width {width}, {flops / 1e9:.3f} GFLOP forward, batch {options.batch_size},"
             f" crop and flip, N = {options.n_samples:,}, {options.n_test:,} test images"
         )
+        bare = [
+            bare_side(plan, replace(flags, compiled=c)) for c in (False, True)[: 1 + has_compiler()]
+        ]
         loop.evaluate(islice(loop.test_loader, 2))  # first calls are slower
         ours.evaluate()
         for _ in range(options.n_rounds):
-            for side in (plain, ours):
+            for side in (plain, ours, *bare):
                 side.measure(options.n_steps_measured, 1 + 2 * n_workers, device)
     with closing(Pool(folder, "stream", plan.manifest)) as cold:
         waiting_s, augmenting_s = input_s(task, cold, options.n_steps_measured)
@@ -333,9 +379,11 @@ def measure(options: Options, flags: Flags, folder: Path) -> None:
         f"{'loop':12} {'execution':14} {'part':9} {'s a call':>9} {'images/s':>9}"
         f" {'TFLOP/s':>8} {'peak':>6} {'calls':>8} {'hours':>8}"
     )
-    show(plain, options, flops, peak)
-    show(ours, options, flops, peak)
+    for side in (plain, ours, *bare):
+        show(side, options, flops, peak)
     show_ratios(plain, ours, options.n_steps)
+    of_bare = ", ".join(f"{b.step_s / ours.step_s:.2f}x the {b.execution}" for b in bare)
+    print(f"training against the bare step: {of_bare} one")
     print(
         f"of a training step of this engine, {waiting_s / ours.step_s:.2%} waits for data"
         f" ({'below' if waiting_s < MAX_WAITING * ours.step_s else 'NOT below'}"
