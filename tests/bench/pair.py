@@ -1,8 +1,8 @@
 """What does a run cost here, and what as a plain PyTorch loop? `make bench-pair`.
 
 Both do the same recipe on the same images; beside them stands the arithmetic of a step alone.
-Nothing is run in full: a step and an evaluation are
-timed in turns, and multiplied by the plan's steps and by each schedule's evaluations.
+Nothing is run in full: a step and an evaluation are timed in turns, and multiplied by the plan's
+steps and by each schedule's evaluations.
 """
 
 from __future__ import annotations
