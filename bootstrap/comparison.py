@@ -95,7 +95,7 @@ def picked(
         values=options.pick_lr,
         n_samples=max(options.n_samples, default=0),
         n_steps=options.pick_lr_steps or max(options.recipe.n_steps // 4, 1),
-        flags=flags.stacked(1),
+        flags=flags,
         init=init,
     )
     known = picking.read(options.out)

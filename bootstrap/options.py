@@ -153,7 +153,8 @@ class CompareOptions:
     """save and stop (exit 75) after this long"""
     replicas: int = 1
     """worlds that are trained at once, their weights stacked, for models too small to fill a GPU:
-    first the ideal ones of so many seeds, then real ones; as one by one but for rounding"""
+    first the ideal ones of so many seeds, then real ones; --pick-lr tries so many rates at once; as
+    one by one but for rounding"""
     bn: str = "global"
     """batch norm of torchrun's processes is over the whole batch (global) or each share (local)"""
     execution: Execution = field(default_factory=Execution)

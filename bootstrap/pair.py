@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import replace as with_fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bootstrap.cost import bytes_to_come
 from bootstrap.errors import BootstrapError, Interrupted, NotEnoughData, NumericError
@@ -40,12 +40,10 @@ from bootstrap.recipe import Recipe
 from bootstrap.records import SCHEMA
 from bootstrap.runlog import IDEAL, load_run, real_name
 from bootstrap.shards import read_manifest
-from bootstrap.stacked import Seat, run_stacked
+from bootstrap.stacked import Seat, in_groups, run_stacked
 from bootstrap.summary import summarise
 from bootstrap.train import build_state
 from bootstrap.verify import check_used_shards
-
-T = TypeVar("T")
 
 
 def run_pair(
@@ -120,7 +118,7 @@ def _run_seeds(plan: Plan, seeds: Sequence[int], control: Control, ranks: Ranks)
             run(run_seed, seed)
         return
     shares = control.share_prefix and plan.shares_prefix
-    for group in _in_groups(seeds, n):
+    for group in in_groups(seeds, n):
         first = run_shared if shares else run_seed
         errors = run_stacked([partial(run, first, seed) for seed in group], plan.flags)
         if shares and not any(isinstance(error, Interrupted) for error in errors):
@@ -131,16 +129,12 @@ def _run_seeds(plan: Plan, seeds: Sequence[int], control: Control, ranks: Ranks)
                 for world_n in plan.n_samples
                 if not plan.is_done([seed], (real_name(world_n),))
             ]
-            for jobs in _in_groups(tails, n):
+            for jobs in in_groups(tails, n):
                 errors += run_stacked(jobs, plan.flags)
         if errors:
             raise errors[0]
         for seed in group:
             run(remove_forks, seed)
-
-
-def _in_groups(items: Sequence[T], n: int) -> list[Sequence[T]]:
-    return [items[first : first + n] for first in range(0, len(items), n)]
 
 
 def _write_status(folder: Path, error: BootstrapError) -> None:

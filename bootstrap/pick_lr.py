@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ from bootstrap.execution import Flags
 from bootstrap.files import canonical_json, pretty_json, sha256_hex
 from bootstrap.filtered import count_kept
 from bootstrap.forks import Control, SeedRun
+from bootstrap.interventions import check_execution
 from bootstrap.plan import Plan, check_enough_data, identity
 from bootstrap.pretrained import Pretrained
 from bootstrap.recipe import Recipe
 from bootstrap.records import Record
 from bootstrap.shards import Manifest, read_manifest
+from bootstrap.stacked import Seat, in_groups, run_stacked
 from bootstrap.train import train
 from bootstrap.worlds import BLOCK
 
@@ -54,6 +56,11 @@ class Picking:
     def __post_init__(self) -> None:
         if not self.values or min(self.values) <= 0 or len({*self.values}) < len(self.values):
             raise ConfigurationError(f"--pick-lr {list(self.values)}: give different rates above 0")
+        check_execution(
+            self.recipe.choices,
+            is_stacked=self.flags.replicas > 1,
+            is_compiled=self.flags.compiled,
+        )
         if self.n_steps < 1:
             raise ConfigurationError(f"--pick-lr-steps {self.n_steps}: give at least one")
 
@@ -107,9 +114,19 @@ def pick_lr(
     """Try every value and keep the choice under `out`: `lr`, and `tried` with all scores.
 
     A value whose loss does not stay finite has none. NumericError if no value has; Interrupted when
-    asked to stop, and the values are then tried again.
+    asked to stop, and the values are then tried again. With replicas so many are tried at once.
     """
-    tried = [{"lr": lr, **reference_scores(picking, lr, is_interrupted)} for lr in picking.values]
+    scores: dict[float, dict[str, float | None]] = {}
+
+    def try_rate(lr: float, seat: Seat | None = None) -> None:
+        scores[lr] = reference_scores(picking, lr, is_interrupted, seat)
+
+    for rates in in_groups(picking.values, picking.flags.replicas):
+        if picking.flags.replicas == 1:
+            try_rate(rates[0])
+        elif errors := run_stacked([partial(try_rate, lr) for lr in rates], picking.flags):
+            raise errors[0]
+    tried = [{"lr": lr, **scores[lr]} for lr in picking.values]
     finite = [row for row in tried if row["error"] is not None]
     if not finite:
         raise NumericError(f"--pick-lr: no rate of {list(picking.values)} keeps the loss finite")
@@ -128,7 +145,10 @@ def pick_lr(
 
 
 def reference_scores(
-    picking: Picking, lr: float, is_interrupted: Callable[[], bool]
+    picking: Picking,
+    lr: float,
+    is_interrupted: Callable[[], bool],
+    seat: Seat | None = None,
 ) -> dict[str, float | None]:
     """Error, soft-error and loss on `reference` of one value's real world at its last step."""
     recipe, manifest, n = picking.short(lr), picking.manifest, picking.n_samples
@@ -148,7 +168,7 @@ def reference_scores(
         closing(plan.pool("stream")) as pool,
         closing(plan.pool(SPLIT)) as reference,
     ):
-        run = SeedRun(plan=plan, seed=SEED, pool=pool, control=Control())
+        run = SeedRun(plan=plan, seed=SEED, pool=pool, control=Control(), seat=seat)
         held_out = Batch.from_columns(reference.first(reference.n), plan.flags.torch_device)
         task = replace(run.task(n, ()), test=held_out, grid=frozenset({recipe.n_steps}))
         scores: dict[str, float | None] = {"error": None, "soft_error": None, "loss": None}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from bootstrap.errors import ConfigurationError
 from bootstrap.execution import Flags
 
+T = TypeVar("T")
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"] | Float[Tensor, "batch classes"]  # or the classes' shares
 
@@ -171,3 +173,8 @@ def run_stacked(jobs: Sequence[Callable[[Seat], None]], flags: Flags) -> list[Ex
     for thread in threads:
         thread.join()
     return errors
+
+
+def in_groups(items: Sequence[T], n: int) -> list[Sequence[T]]:
+    """The items in order, `n` at a time."""
+    return [items[first : first + n] for first in range(0, len(items), n)]

@@ -10,11 +10,13 @@ from tiny_pair import COMPARE, TINY
 
 from bootstrap.comparison import picked
 from bootstrap.errors import ConfigurationError, Interrupted, NotEnoughData, NumericError
+from bootstrap.interventions.flooding import Flooding
 from bootstrap.models import MLP
 from bootstrap.options import CompareOptions
 from bootstrap.pick_lr import Picking, pick_lr
 from bootstrap.ranks import Ranks
 from bootstrap.runlog import load_run
+from bootstrap.stacked import Stack
 from generators.toy import ToySource
 from generators.write import generate
 
@@ -72,6 +74,38 @@ def test_a_rate_whose_loss_is_not_finite_is_told_and_not_picked(toy_data, tmp_pa
     assert (pick["lr"], pick["tried"][0]["error"]) == (1e-3, None)
     with pytest.raises(NumericError, match=r"no rate of \[1e\+30\] keeps the loss finite"):
         pick_lr(picking(toy_data, (1e30,), recipe=recipe), tmp_path)
+
+
+def test_rates_tried_at_once_have_the_scores_of_each_alone(toy_data, tmp_path, monkeypatch):
+    n_together, differentiate = [], Stack._differentiate
+
+    def count(self, places, asked):
+        n_together.append(len(places))
+        return differentiate(self, places, asked)
+
+    monkeypatch.setattr(Stack, "_differentiate", count)
+    values = (1e-3, 0.05, 0.02)
+    alone, at_once = (
+        pick_lr(picking(toy_data, values, n_steps=12, flags=flags), tmp_path)
+        for flags in (FLAGS, FLAGS.stacked(2))
+    )
+    assert n_together == 12 * [2] + 12 * [1]
+    assert at_once["lr"] == alone["lr"]
+    for one, other in zip(alone["tried"], at_once["tried"], strict=True):
+        assert one == pytest.approx(other, abs=2e-5)
+
+
+def test_a_rate_that_fails_leaves_the_others_to_go_on(toy_data, tmp_path):
+    recipe = replace(TINY, model=MLP(width=8, depth=1, batch_norm=False))
+    flags = FLAGS.stacked(2)
+    pick = pick_lr(picking(toy_data, (1e30, 1e-3), recipe=recipe, flags=flags), tmp_path)
+    assert (pick["lr"], pick["tried"][0]["error"]) == (1e-3, None)
+
+
+def test_rates_are_not_tried_at_once_with_a_choice_of_the_loss(toy_data):
+    recipe = replace(TINY, choices=(Flooding(),))
+    with pytest.raises(ConfigurationError, match=r"flooding changes the loss, .* --replicas 1"):
+        picking(toy_data, recipe=recipe, flags=FLAGS.stacked(2))
 
 
 def test_it_stops_when_asked(toy_data, tmp_path):
