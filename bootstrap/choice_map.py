@@ -31,8 +31,7 @@ from bootstrap.choice_table import ENDS, csv_bytes, shortened
 from bootstrap.curves import MIN_SEEDS, number, spread
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
 from bootstrap.explanation import common, sides
-from bootstrap.files import replace
-from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, render, spread_apart
+from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, spread_apart, write_files
 from bootstrap.runlog import Run
 
 WIDTH_INCH = 7.0
@@ -157,14 +156,8 @@ def write_map(baseline: Run, runs: Mapping[str, Run], stem: Path) -> tuple[Path,
     maps = [points_of(baseline, runs, n) for n in baseline.n_samples]
     maps = [points for points in maps if len(points) > 1]
     figure = plot_map(maps, map_caption(baseline, maps))
-    contents = {
-        ".csv": csv_bytes(COLUMNS, [point.row() for points in maps for point in points]),
-        ".png": render(figure, "png", {"Software": None}),
-        ".svg": render(figure, "svg", {"Date": None}),
-    }
-    for ending, content in contents.items():
-        replace(stem.with_name(stem.name + ending), content)
-    return tuple(stem.with_name(stem.name + ending) for ending in contents)
+    rows = [point.row() for points in maps for point in points]
+    return write_files(figure, stem, csv_bytes(COLUMNS, rows))
 
 
 def map_caption(baseline: Run, maps: Sequence[Sequence[Point]]) -> str:

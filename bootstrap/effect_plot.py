@@ -25,15 +25,14 @@ from bootstrap.choice_table import (
     shortened,
 )
 from bootstrap.curves import MIN_SEEDS
-from bootstrap.files import replace
 from bootstrap.plot import (
     CAPTION_COLUMNS,
     FONT_PT,
     SMALL_PT,
     STYLE,
     percent,
-    render,
     spread_apart,
+    write_files,
 )
 
 WIDTH_INCH = 7.0
@@ -45,15 +44,7 @@ LIMIT_MARK: dict[str, Any] = {"marker": "D", "markersize": 5, "markerfacecolor":
 
 def write_effects(found: Found, folder: Path) -> tuple[Path, ...]:
     """Write effect.csv, effect.png and effect.svg into `folder`; returns their paths."""
-    figure = plot_effects(found)
-    contents = {
-        "effect.csv": effect_csv(found),
-        "effect.png": render(figure, "png", {"Software": None}),
-        "effect.svg": render(figure, "svg", {"Date": None}),
-    }
-    for name, content in contents.items():
-        replace(folder / name, content)
-    return tuple(folder / name for name in contents)
+    return write_files(plot_effects(found), folder / "effect", effect_csv(found))
 
 
 def plot_effects(found: Found) -> Figure:

@@ -15,7 +15,6 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from bootstrap.files import replace
 from bootstrap.linear_toys import LinearToy, ToyCurves, run_toy
 from bootstrap.plot import (
     CAPTION_COLUMNS,
@@ -26,8 +25,8 @@ from bootstrap.plot import (
     Line,
     draw_seeds,
     mean_of_all,
-    render,
     set_steps_axis,
+    write_files,
 )
 from bootstrap.series import about_seeds
 
@@ -39,15 +38,7 @@ Found = dict[LinearToy, list[ToyCurves]]  # by seed
 def write_toys(toys: Sequence[LinearToy], stem: Path, about: str = "") -> tuple[Path, ...]:
     """Compute the toys and write `<stem>.csv`, `.png` and `.svg`; returns their paths."""
     found = {toy: [run_toy(toy, seed) for seed in toy.seeds] for toy in toys}
-    figure = plot_toys(found, about)
-    contents = {
-        ".csv": toys_csv(found),
-        ".png": render(figure, "png", {"Software": None}),
-        ".svg": render(figure, "svg", {"Date": None}),
-    }
-    for ending, content in contents.items():
-        replace(stem.with_name(stem.name + ending), content)
-    return tuple(stem.with_name(stem.name + ending) for ending in contents)
+    return write_files(plot_toys(found, about), stem, toys_csv(found))
 
 
 def plot_toys(found: Found, about: str = "") -> Figure:

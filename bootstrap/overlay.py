@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, ScalarFormatter
 
-from bootstrap.files import replace
 from bootstrap.plot import (
     CAPTION_COLUMNS,
     CONVERGENCE_MARK,
@@ -30,9 +29,9 @@ from bootstrap.plot import (
     Line,
     draw_seeds,
     mean_of_all,
-    render,
     set_percent_axis,
     set_steps_axis,
+    write_files,
 )
 from bootstrap.series import Series, about_series, series_csv
 
@@ -47,15 +46,7 @@ def write_overlay(
     series: Sequence[Series], stem: Path, metrics: Sequence[str], about: str = ""
 ) -> tuple[Path, ...]:
     """Write `<stem>.csv`, `.png` and `.svg`; returns their paths."""
-    figure = plot_overlay(series, metrics, about=about)
-    contents = {
-        ".csv": series_csv(series),
-        ".png": render(figure, "png", {"Software": None}),
-        ".svg": render(figure, "svg", {"Date": None}),
-    }
-    for ending, content in contents.items():
-        replace(stem.with_name(stem.name + ending), content)
-    return tuple(stem.with_name(stem.name + ending) for ending in contents)
+    return write_files(plot_overlay(series, metrics, about=about), stem, series_csv(series))
 
 
 def plot_overlay(series: Sequence[Series], metrics: Sequence[str], *, about: str = "") -> Figure:

@@ -85,15 +85,7 @@ def plot_pair(run: Run, ax: Axes | None = None) -> Axes:
 
 def write_figure(run: Run) -> tuple[Path, ...]:
     """Write curves.csv, curves.png and curves.svg into the run's folder; returns their paths."""
-    figure = build_figure(run)
-    contents = {
-        "curves.csv": curves_csv(run),
-        "curves.png": render(figure, "png", {"Software": None}),
-        "curves.svg": render(figure, "svg", {"Date": None}),
-    }
-    for name, content in contents.items():
-        replace(run.path / name, content)
-    return tuple(run.path / name for name in contents)
+    return write_files(build_figure(run), run.path / "curves", curves_csv(run))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,6 +387,17 @@ def spread_apart(wanted: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarra
     places = np.empty(n)
     places[order] = np.clip(fitted, 0, 1 - offsets[-1]) + offsets
     return places
+
+
+def write_files(figure: Figure, stem: Path, csv: bytes | None = None) -> tuple[Path, ...]:
+    """Write `<stem>.csv` if there is one, `<stem>.png` and `<stem>.svg`; returns their paths."""
+    contents = {} if csv is None else {".csv": csv}
+    contents[".png"] = render(figure, "png", {"Software": None})
+    contents[".svg"] = render(figure, "svg", {"Date": None})
+    paths = {stem.with_name(stem.name + ending): content for ending, content in contents.items()}
+    for path, content in paths.items():
+        replace(path, content)
+    return tuple(paths)
 
 
 def render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:

@@ -16,8 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from bootstrap.caption import about_data, about_test, about_training
 from bootstrap.curves import MIN_SEEDS
-from bootstrap.files import replace
-from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, render, title
+from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, title, write_files
 from bootstrap.reuse import Reuse, reuse_of, worth_of_repetition
 from bootstrap.runlog import Run
 
@@ -62,13 +61,7 @@ def plot_reuse(
 def write_reuse_figure(run: Run) -> tuple[Path, ...]:
     """Write reuse.png and reuse.svg into the run's folder; returns their paths."""
     figure = plot_reuse(reuse_of(run), heading=title(run), about=_about(run))
-    contents = {
-        "reuse.png": render(figure, "png", {"Software": None}),
-        "reuse.svg": render(figure, "svg", {"Date": None}),
-    }
-    for name, content in contents.items():
-        replace(run.path / name, content)
-    return tuple(run.path / name for name in contents)
+    return write_files(figure, run.path / "reuse")
 
 
 def reuse_caption(run: Run, reuse: Reuse) -> str:

@@ -25,8 +25,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from bootstrap.curves import Spread, spread
-from bootstrap.files import replace
-from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, percent, render
+from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, percent, write_files
 from bootstrap.series import WORLDS, Series, about_series
 
 WIDTH_INCH = 7.0
@@ -85,15 +84,7 @@ def _dot(series: Series) -> Dot:
 def write_scatter(series: Sequence[Series], stem: Path, about: str = "") -> tuple[Path, ...]:
     """Write `<stem>.csv`, `.png` and `.svg`; returns their paths."""
     dots = dots_of(series)
-    figure = plot_scatter(dots, about=about)
-    contents = {
-        ".csv": scatter_csv(dots),
-        ".png": render(figure, "png", {"Software": None}),
-        ".svg": render(figure, "svg", {"Date": None}),
-    }
-    for ending, content in contents.items():
-        replace(stem.with_name(stem.name + ending), content)
-    return tuple(stem.with_name(stem.name + ending) for ending in contents)
+    return write_files(plot_scatter(dots, about=about), stem, scatter_csv(dots))
 
 
 def plot_scatter(dots: Sequence[Dot], *, about: str = "") -> Figure:
