@@ -73,10 +73,14 @@ def compare(argv: list[str]) -> None:
     from bootstrap.comparison import run_compare
     from bootstrap.follow import follow
     from bootstrap.ranks import joined
+    from bootstrap.replicas import resolve_replicas
 
     with joined(flags, options.bn) as (ranks, flags):
         if ranks.is_first:
-            for line in run_compare(options, flags.stacked(options.replicas), ranks, _say):
+            replicas = resolve_replicas(
+                options.replicas, options.recipe, options.data_folder, flags
+            )
+            for line in run_compare(options, flags.stacked(replicas), ranks, _say):
                 print(line)
             return
         with StopRequest() as stop:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
 from types import UnionType
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from bootstrap.errors import ConfigurationError
 from bootstrap.keep import parse_rule
@@ -139,6 +139,10 @@ def _value(key: str, value: Any, hint: Any) -> Any:
         if value is None:
             return None
         hint = get_args(hint)[0]
+    if get_origin(hint) is Union:  # X | Literal["auto"]
+        hint, named = get_args(hint)
+        if value in get_args(named):
+            return value
     return Path(typed(value, str, key)) if hint is Path else typed(value, hint, key)
 
 

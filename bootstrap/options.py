@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional, Suppress, UseAppendAction
 
@@ -151,10 +151,10 @@ class CompareOptions:
     """also send the records to tensorboard (files in the run's folder) or wandb, or to both: a,b"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
-    replicas: int = 1
+    replicas: int | Literal["auto"] = 1
     """worlds that are trained at once, their weights stacked, for models too small to fill a GPU:
     first the ideal ones of so many seeds, then real ones; --pick-lr tries so many rates at once; as
-    one by one but for rounding"""
+    one by one but for rounding. auto: 4 where that was measured to be faster, else 1"""
     bn: str = "global"
     """batch norm of torchrun's processes is over the whole batch (global) or each share (local)"""
     execution: Execution = field(default_factory=Execution)

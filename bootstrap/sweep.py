@@ -30,6 +30,7 @@ from bootstrap.pretrained import read_pretrained
 from bootstrap.probe import Probe, probe
 from bootstrap.progress import SweepProgress
 from bootstrap.recipe import TABLES
+from bootstrap.replicas import resolve_replicas
 from bootstrap.spec import format_spec
 
 Run = TypeVar("Run", bound=SweepRun)
@@ -104,8 +105,9 @@ def build_jobs(sweep: Sweep, options: SweepRun) -> tuple[Job, ...]:
     jobs = []
     for pair in sweep.pairs(default_words(options)):
         flags = pair.execution.resolve("classifier", pair.recipe.n_draws)
+        replicas = resolve_replicas(pair.replicas, pair.recipe, pair.data_folder, flags)
         own = replace(pair, out=options.out)
-        jobs.append(Job(options=own, flags=flags.stacked(pair.replicas)))
+        jobs.append(Job(options=own, flags=flags.stacked(replicas)))
     folders: dict[Path, Job] = {}
     for job in jobs:
         if folders.setdefault(job.plan.folder, job) is not job:

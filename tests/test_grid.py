@@ -94,6 +94,7 @@ def test_defaults_are_for_points_that_do_not_say():
         ({"optimizer.lr": "high"}, "lr='high' must be a float"),
         ({"optimizer": "sgd(nesterov=True)"}, "nesterov=True needs a momentum above 0"),
         ({"n_steps": "many"}, "n_steps='many' must be a int"),
+        ({"replicas": "many"}, "replicas='many' must be a int"),
         ({"n_steps": 0}, "n_steps=0 must be an integer of at least 1"),
         ({"every_step": 1}, "every_step=1 must be a bool"),
         ({"n_samples": "5"}, "n_samples='5' must be a int"),
@@ -170,3 +171,8 @@ def test_a_recipe_travels_as_its_text_with_a_class_of_ones_own(tmp_path):
     assert pickle.loads(sent) == recipe
     assert str(path).encode() in sent
     assert pickle.loads(pickle.dumps(Recipe(model=MLP(width=4)))) == Recipe(model=MLP(width=4))
+
+
+@pytest.mark.parametrize("replicas", [2, "auto"])
+def test_a_point_may_say_how_many_worlds_are_trained_at_once(replicas):
+    assert build_options({"preset": "smoke", "replicas": replicas}).replicas == replicas

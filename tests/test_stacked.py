@@ -12,9 +12,11 @@ from torch import nn
 from bootstrap.augment import CropFlip
 from bootstrap.errors import ConfigurationError, Interrupted, NumericError
 from bootstrap.forks import Control
-from bootstrap.models import MLP, PreActResNet18
+from bootstrap.interventions.flooding import Flooding
+from bootstrap.models import MLP, PreActResNet18, ViT
 from bootstrap.optimizers import SGD
 from bootstrap.pair import run_pair
+from bootstrap.replicas import resolve_replicas, step_flop
 from bootstrap.runlog import load_run
 from bootstrap.stacked import Stack, run_stacked
 
@@ -183,3 +185,36 @@ def test_compare_says_how_many_replicas_it_trains(toy_data, tmp_path, deep_boots
     code, _, err = deep_bootstrap(*words, "--seeds", "0-1", "--replicas", "2")
     assert code == 0
     assert "2 replicas" in err
+
+
+SMALL_VIT, MLP_512 = ViT(width=48, depth=4, heads=3), MLP(width=512, depth=5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "units", "ranks", "n"),
+    [
+        (replace(TINY, model=SMALL_VIT), "avx512_bf16", 1, 4),
+        (replace(TINY, model=SMALL_VIT, batch_size=4_096), "avx512_bf16", 1, 1),
+        (replace(TINY, model=SMALL_VIT, choices=(Flooding(),)), "avx512_bf16", 1, 1),
+        (replace(TINY, model=SMALL_VIT), "avx512_bf16", 2, 1),
+        (replace(TINY, model=SMALL_VIT), "cpu", 1, 1),
+        (replace(TINY, model=MLP_512), "avx512_bf16", 1, 1),
+    ],
+    ids=["small", "large batch", "changes the loss", "torchrun", "not measured", "does not pay"],
+)
+def test_auto_stacks_only_where_it_was_measured_to_pay(
+    toy_data, monkeypatch, recipe, units, ranks, n
+):
+    monkeypatch.setattr("bootstrap.replicas.bf16_units", lambda: units)
+    assert resolve_replicas("auto", recipe, toy_data, replace(FLAGS, ranks=ranks)) == n
+
+
+def test_a_number_of_replicas_is_taken_as_it_is(toy_data):
+    assert resolve_replicas(3, TINY, toy_data, FLAGS) == 3
+
+
+def test_operations_of_a_step_are_those_of_its_matrix_products():
+    """Forward and the weights' gradient of 2 layers, the input's gradient of the second alone."""
+    recipe = replace(TINY, model=MLP(width=8, depth=1), batch_size=16)
+    first, second = 8 * 8 * 3 * 8, 8 * 10
+    assert step_flop(recipe, (8, 8, 3), 10) == 2 * 16 * (2 * first + 3 * second)

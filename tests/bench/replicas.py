@@ -15,11 +15,12 @@ from functools import partial
 import torch
 import tyro
 from torch.nn.functional import cross_entropy
-from torch.utils.flop_counter import FlopCounterMode
 
 from bootstrap.environment import hardware
 from bootstrap.execution import Flags, resolve_flags
 from bootstrap.models import MODELS as KNOWN
+from bootstrap.recipe import Recipe
+from bootstrap.replicas import step_flop
 from bootstrap.spec import parse_spec
 from bootstrap.stacked import Seat, run_stacked
 
@@ -76,13 +77,6 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def step_flop(name: str, batch_size: int, flags: Flags) -> int:
-    """Operations of a training step of one model."""
-    with FlopCounterMode(display=False) as counter:
-        train(name, 1, batch_size, replace(flags, precision="fp32"))
-    return int(counter.get_total_flops())
-
-
 def main() -> None:
     """Print a table: rows are models, in order."""
     options = tyro.cli(Options, prog="make bench-replicas")
@@ -103,7 +97,8 @@ def main() -> None:
             stacked.append(seconds(lambda jobs=jobs: run_stacked(jobs, together)))
         n_images = options.replicas * n * options.batch_size
         a, s = (n_images / statistics.median(times) for times in (alone, stacked))
-        flop = step_flop(name, options.batch_size, flags)
+        recipe = Recipe(model=parse_spec(name, KNOWN, "model"), batch_size=options.batch_size)
+        flop = step_flop(recipe, (32, 32, 3), 10)
         print(f"{name:>24} {flop / 1e9:11.2f} {a:8.0f} {s:10.0f} {s / a:6.2f}", flush=True)
 
 
