@@ -1,15 +1,17 @@
 """What holds of every design choice: its null strength, its draws, its worlds, its cost."""
 
+import re
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 import torch
 from choices import CASES, DEEP, RECIPE, few_steps, weights
 from torch.utils.flop_counter import FlopCounterMode
 
-from bootstrap import filtered, randomness, worlds
+from bootstrap import filtered, interventions, randomness, worlds
 from bootstrap.interventions import INTERVENTIONS, is_wrapped, step_cost
 from bootstrap.randomness import Stream
 
@@ -25,6 +27,18 @@ def baseline(toy_data):
 def test_every_choice_is_tested():
     assert set(CASES) == set(INTERVENTIONS)
     assert all(type(case.full) is INTERVENTIONS[name] for name, case in CASES.items())
+
+
+def test_every_choice_has_a_sentence_in_plain_words_with_its_defaults():
+    page = (Path(interventions.__file__).parent / "README.md").read_text()
+    items = [line for line in page.splitlines() if line.startswith("* ")]
+    told = re.findall(r"`(\w+)\((.*?)\)`", "\n".join(items))
+    for name, arguments in told:
+        defaults = {f.name: f.default for f in fields(INTERVENTIONS[name])}
+        for key, value in re.findall(r"(\w+)=(\d[\d.e/-]*)(?:,|$)", arguments):
+            number, _, divisor = value.partition("/")
+            assert defaults[key] == float(number) / float(divisor or 1), (name, key)
+    assert {name for name, _ in told} == set(INTERVENTIONS)
 
 
 @each
