@@ -99,6 +99,7 @@ class Scored:
 
     images: Tensor
     labels: Tensor
+    logits: Tensor  # (n, classes)
     predicted: Tensor  # classes
     ids: Int[np.ndarray, " n"]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Scored:
             self,
             images=self.images[:n],
             labels=self.labels[:n],
+            logits=self.logits[:n],
             predicted=self.predicted[:n],
             ids=self.ids[:n],
             columns=columns,
