@@ -30,6 +30,7 @@ from bootstrap.batch import Batch, Normalisation, to_unit_range
 from bootstrap.errors import ConfigurationError, NotEnoughData, NumericError
 from bootstrap.example_scores import SCORES
 from bootstrap.execution import Flags
+from bootstrap.filtered import kept_of
 from bootstrap.interventions.by_id import uniforms_by_id
 from bootstrap.interventions.pruning import condition_texts
 from bootstrap.interventions.scores import MEANINGS, OWN, Scores
@@ -144,15 +145,8 @@ def _reference(job: ScoringJob) -> Int[np.ndarray, " n"]:
 
 def _ids_of(job: ScoringJob, split: str) -> Int[np.ndarray, " n"]:
     """The ids of a split that the conditions leave in it."""
-    parts = []
     with closing(Pool(job.data, split, job.manifest)) as pool:
-        for columns in pool.chunks(4_096):
-            is_kept = np.ones(len(columns), dtype=bool)
-            for choice in job.recipe.choices:
-                is_kept &= choice.keeps(columns, job.manifest.n_classes)
-                columns = choice.wrap_columns(columns, split, job.manifest.n_classes)
-            parts.append(columns.ids[is_kept])
-    return np.concatenate(parts)
+        return pool.start + np.flatnonzero(kept_of(pool, job.recipe.choices, pool.n))
 
 
 def _training_ids(job: ScoringJob, seed: int | None) -> tuple[str, Int[np.ndarray, " n"]]:
