@@ -101,6 +101,14 @@ def test_the_last_layers_gradient_norm_is_exact_for_that_layer():
     torch.testing.assert_close(grand_last_layer(model, x, labels), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_without_a_linear_layer_has_no_last_layers_gradient_norm():
+    images = torch.zeros(1, 3, 2, 2)
+    with pytest.raises(ConfigurationError, match="grand_last_layer: .* no linear layer; use el2n"):
+        grand_last_layer(
+            nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten()), images, torch.zeros(1).long()
+        )
+
+
 def test_el2n_is_the_length_of_the_error_of_the_probabilities():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     model = nn.Identity()
