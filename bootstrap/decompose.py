@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 
 from bootstrap.curves import at_steps, convergence_step
 from bootstrap.errors import DataError
-from bootstrap.runlog import Run
+from bootstrap.runlog import METRICS, Run
 
 PerSeed = Float[np.ndarray, " n_seeds"]
 PerStep = Float[np.ndarray, "n_seeds n_steps"]
@@ -85,13 +85,15 @@ class Matched:
 def pair_curves(run: Run, n_samples: int, metric: str, seeds: Sequence[int]) -> PairCurves:
     """The curves of a run for one N, at the steps where both worlds were evaluated.
 
-    Seeds that have no gap, because a world failed or the two are no pair, are NaN.
+    Seeds that have no gap, because a world failed or the two are no pair, are NaN. A metric that is
+    no score of every record is one under `extra`, NaN where it was not measured.
     """
+    name = f"test_{metric}" if metric in METRICS else f"extra.test_{metric}"
     worlds, n_seeds = (run.real[n_samples], run.ideal), len(run.seeds)
     steps = np.intersect1d(worlds[0].steps, worlds[1].steps)
     rows = [run.seeds.index(seed) for seed in seeds]
     refused = np.array([(seed, n_samples) in run.refused for seed in seeds], dtype=bool)
-    real, ideal = (at_steps(w, f"test_{metric}", steps, n_seeds)[rows] for w in worlds)
+    real, ideal = (at_steps(w, name, steps, n_seeds)[rows] for w in worlds)
     train = at_steps(worlds[0], "train_error", steps, n_seeds)[rows]
     real, ideal = (np.where(refused[:, None], np.nan, curve) for curve in (real, ideal))
     return PairCurves(steps=steps, real=real, ideal=ideal, train_error=train)

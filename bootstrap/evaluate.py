@@ -24,12 +24,13 @@ CHUNK = 256  # images a forward pass; the last one is padded, so that shapes nev
 class PerImage:
     """Per image, float64: is it wrong, 1 - probability of its label, cross-entropy in nats.
 
-    And the class that has the highest logit.
+    And the logits, float32, and the class that has the highest.
     """
 
     error: Float[Tensor, " n"]
     soft_error: Float[Tensor, " n"]
     loss: Float[Tensor, " n"]
+    logits: Float[Tensor, "n classes"]
     predicted: Int[Tensor, " n"]
 
     def mean(self, n: int | None = None) -> Scores:
@@ -45,6 +46,7 @@ class PerImage:
         return Scored(
             images=batch.images,
             labels=batch.labels,
+            logits=self.logits,
             predicted=self.predicted,
             ids=batch.ids,
             columns=batch.columns,
@@ -87,12 +89,8 @@ def evaluate(
         with flags.autocast():
             logits.append((forward or model)(normalise(to_unit_range(images)))[:n].float())
     model.train(was_training)
-    found = score(torch.cat(logits), own.labels)
-    if ranks.n == 1:
-        return found
-    rows = torch.stack([found.error, found.soft_error, found.loss, found.predicted.double()])
-    error, soft_error, loss, predicted = ranks.gather(rows, len(batch))
-    return PerImage(error, soft_error, loss, predicted.long())
+    every = ranks.gather(torch.cat(logits).T, len(batch)).T.contiguous()
+    return score(every, batch.labels)
 
 
 def score(logits: Float[Tensor, "n classes"], labels: Tensor) -> PerImage:
@@ -100,4 +98,10 @@ def score(logits: Float[Tensor, "n classes"], labels: Tensor) -> PerImage:
     log_p = logits.double().log_softmax(dim=1).gather(1, labels[:, None])[:, 0]
     predicted = logits.argmax(dim=1)
     wrong = (predicted != labels).double()
-    return PerImage(error=wrong, soft_error=-torch.expm1(log_p), loss=-log_p, predicted=predicted)
+    return PerImage(
+        error=wrong,
+        soft_error=-torch.expm1(log_p),
+        loss=-log_p,
+        logits=logits,
+        predicted=predicted,
+    )

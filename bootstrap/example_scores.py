@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
 from bootstrap.errors import ConfigurationError
+from bootstrap.models.head import last_linear
 
 Score = Callable[[nn.Module, Tensor, Tensor], Float[Tensor, " n"]]
 CHUNK = 16  # samples whose whole gradients are held at once
@@ -31,7 +32,8 @@ def grand_last_layer(model: nn.Module, x: Tensor, labels: Tensor) -> Float[Tenso
 
     Exact for that layer, without a backward pass; h is what the layer is given.
     """
-    head, given = last_linear(model), list[Tensor]()
+    without = "grand_last_layer: the model has no linear layer; use el2n"
+    (_, head), given = last_linear(model, without), list[Tensor]()
     hook = head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
     try:
         left = residuals(model(x), labels)
@@ -67,14 +69,6 @@ def grand(model: nn.Module, x: Tensor, labels: Tensor) -> Float[Tensor, " n"]:
 def residuals(logits: Tensor, labels: Tensor) -> Float[Tensor, "n classes"]:
     """softmax f(x) - onehot y: the gradient of cross-entropy to the logits."""
     return logits.double().softmax(dim=1) - one_hot(labels, logits.shape[1])
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that turns features into logits."""
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    if not layers:
-        raise ConfigurationError("grand_last_layer: the model has no linear layer; use el2n")
-    return layers[-1]
 
 
 SCORES: dict[str, Score] = {

@@ -31,6 +31,7 @@ from bootstrap.records import SCHEMA
 from bootstrap.runlog import METRICS, Run
 
 NAMES = ("baseline", "choice")
+CALIBRATION = ("ece", "scaled_soft_error", "scaled_loss")  # of the choice `calibration`
 SAME = ("data", "pool_n_samples", "n_test")  # of two identities, or the runs share no test or seed
 
 
@@ -136,6 +137,8 @@ def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict
     terms = {metric: decompose(*pairs) for metric, pairs in both.items()}
     at = dict(zip(NAMES, map(stopping, both["error"]), strict=True))
     is_known = np.isfinite(terms["error"].total)
+    measured = {metric: sides(baseline, choice, n, metric, seeds) for metric in CALIBRATION}
+    measured = {metric: pairs for metric, pairs in measured.items() if _ends_known(*pairs)}
     return {
         "convergence": {name: _across(found, is_known) for name, found in at.items()},
         **{
@@ -143,7 +146,7 @@ def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict
             for metric, found in terms.items()
         },
         "gap_at_convergence": _gaps(both),
-        "final": _final(both),
+        "final": _final(both | measured),
         "per_seed": {
             str(seed): {
                 "convergence": {name: _of_seed(found, row) for name, found in at.items()},
@@ -183,6 +186,11 @@ def _gaps(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
         }
         for k, name in enumerate(NAMES)
     }
+
+
+def _ends_known(*pairs: PairCurves) -> bool:
+    """Whether both worlds of all have the metric at the last step, in a seed at least."""
+    return all(np.isfinite(c[:, -1]).any() for pair in pairs for c in (pair.real, pair.ideal))
 
 
 def _final(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
@@ -252,6 +260,7 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
         gaps = [found["gap_at_convergence"][name]["soft_error"]["mean"] for name in NAMES]
         yield f"{'':>8} soft-error gap there: {' and '.join(map(_signed, gaps))} (each run's own)"
         yield from _notes(found)
+        yield from _calibration_lines(found["final"])
 
 
 def lr_line(pick: dict[str, Any]) -> str:
@@ -273,6 +282,20 @@ def _notes(found: dict[str, Any]) -> Iterator[str]:
         yield f"{'':>8} {name} {when}{censored}"
     if found["left_out"]:
         yield f"{'':>8} left out, a world has no record or failed: seeds {found['left_out']}"
+
+
+def _calibration_lines(final: dict[str, Any]) -> Iterator[str]:
+    """The change at the last step, by scores that can be compared across choices."""
+    if CALIBRATION[0] not in final:
+        return
+    last = f"at step {final['step']:,}"
+    heads = (f"{f'{name} world':>12} {'95 % interval':>20}" for name in ("real", "ideal"))
+    yield f"{'':>8} {last:>17} {' '.join(heads)}"
+    names = {"error": "error", "loss": "NLL, nats", "ece": "ECE"}
+    for metric, name in (names | {"scaled_soft_error": "scaled soft-error"}).items():
+        told = (final[metric][world] for world in ("real", "ideal"))
+        cells = (f"{_signed(t['mean']):>12} {_ends(t):>20}" for t in told)
+        yield f"{'':>8} {name:>17} {' '.join(cells)}"
 
 
 def _signed(value: float | None) -> str:

@@ -35,16 +35,25 @@ def kept_samples(
 
     With a seed those of that seed, where a choice depends on it.
     """
-    parts = []
     with closing(Pool(data)) as pool:
-        for columns in pool.chunks(CHUNK):
-            is_kept = np.ones(len(columns), dtype=bool)
-            for choice in choices:
-                is_kept &= choice.keeps_for(seed, columns, pool.manifest.n_classes)
-                columns = choice.wrap_columns(columns, "stream", pool.manifest.n_classes)
-            parts.append(is_kept)
-            if len(parts) * CHUNK >= n:
-                break
+        return kept_of(pool, choices, n, seed)
+
+
+def kept_of(
+    pool: Pool, choices: Sequence[Choice], n: int, seed: int | None = None
+) -> Bool[np.ndarray, " n"]:
+    """Which of the first `n` samples of a split stay; images are read if a choice asks for them."""
+    seams, parts = ("keeps", "wrap_columns"), []
+    acting = [choice for choice in choices if any(is_wrapped(choice, seam) for seam in seams)]
+    with_images = any(choice.looks_at_images for choice in acting)
+    for columns in pool.chunks(CHUNK, with_images=with_images):
+        is_kept = np.ones(len(columns), dtype=bool)
+        for choice in acting:
+            is_kept &= choice.keeps_for(seed, columns, pool.manifest.n_classes)
+            columns = choice.wrap_columns(columns, pool.split, pool.manifest.n_classes)
+        parts.append(is_kept)
+        if len(parts) * CHUNK >= n:
+            break
     return np.concatenate(parts)[:n]
 
 

@@ -254,7 +254,7 @@ class PretrainOptions:
 class ScoreOptions:
     """Score every sample of a stream by how hard models find it, for the choices that prune by it:
     --choices "el2n(scores='build/el2n.npz', keep=0.7)". The models are trained here, as the recipe
-    says."""
+    says; the same command goes on after a stop, from the models that are scored."""
 
     preset: str = "laptop"
     """where model, optimiser and the other defaults below come from"""

@@ -87,17 +87,20 @@ class Pool:
         """The first `n` samples by id, without keeping their blocks."""
         return self.read(0, min(n, self.n))
 
-    def read(self, start: int, stop: int) -> Columns:
-        """Samples start..stop-1 by index in the split, as contiguous reads."""
-        columns = concatenate(list(self._pieces(start, stop)))
+    def read(self, start: int, stop: int, *, with_images: bool = True) -> Columns:
+        """Samples start..stop-1 by index in the split, as contiguous reads.
+
+        Without images those have no pixels, see `ShardReader.rows`.
+        """
+        columns = concatenate(list(self._pieces(start, stop, with_images)))
         for condition in self._conditions:
             columns = condition(columns, self.split, self.manifest.n_classes)
         return columns
 
-    def chunks(self, n_rows: int) -> Iterator[Columns]:
+    def chunks(self, n_rows: int, *, with_images: bool = True) -> Iterator[Columns]:
         """All samples by id, `n_rows` at a time."""
         for start in range(0, self.n, n_rows):
-            yield self.read(start, min(start + n_rows, self.n))
+            yield self.read(start, min(start + n_rows, self.n), with_images=with_images)
 
     def close(self) -> None:
         """Close the files; reading again reopens them."""
@@ -119,14 +122,15 @@ class Pool:
         while len(self._open) > MAX_OPEN:
             self._readers[self._open.popitem(last=False)[0]].close()
 
-    def _pieces(self, start: int, stop: int) -> Iterator[Columns]:
+    def _pieces(self, start: int, stop: int, with_images: bool) -> Iterator[Columns]:
         first_id, stop_id = self.start + start, self.start + stop
         while first_id < stop_id:
             shard = bisect_right(self._first_ids, first_id) - 1
             self._keep_few_open(shard)
             record = self._readers[shard].record
             until, row = min(stop_id, record.stop_id), first_id - record.first_id
-            piece = self._readers[shard].rows(row, until - record.first_id)
+            stop_row = until - record.first_id
+            piece = self._readers[shard].rows(row, stop_row, with_images=with_images)
             if len(piece) == 0 or piece.ids[0] != first_id:
                 raise DataError(
                     f"{self._readers[shard].path}: row {row} does not hold id {first_id}"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from bootstrap.checkpoint import tensor_bytes
 from bootstrap.errors import ConfigurationError, DataError
 from bootstrap.files import pretty_json, replace, sha256_hex
+from bootstrap.models.head import last_linear
 from bootstrap.recipe import TABLES, Recipe
 from bootstrap.shards import Manifest
 from bootstrap.spec import format_spec
@@ -76,10 +77,9 @@ class Pretrained:
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
     """The tensors of a classifier's head, its last linear layer, as `state_dict` names them."""
-    linear = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
-    if not linear:
-        raise ConfigurationError("the model has no linear layer, so no head that could be replaced")
-    prefix = f"{linear[-1]}." if linear[-1] else ""
+    without = "the model has no linear layer, so no head that could be replaced"
+    name, _ = last_linear(model, without)
+    prefix = f"{name}." if name else ""
     return tuple(name for name in model.state_dict() if name.startswith(prefix))
 
 

@@ -13,7 +13,7 @@ rare in the population and not by what a model has learned by heart.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,13 @@ from torch.nn.functional import cross_entropy
 
 from bootstrap import files
 from bootstrap.batch import Batch, Normalisation, to_unit_range
-from bootstrap.errors import ConfigurationError, NotEnoughData, NumericError
+from bootstrap.errors import ConfigurationError, DataError, NotEnoughData, NumericError
 from bootstrap.example_scores import SCORES
 from bootstrap.execution import Flags
+from bootstrap.filtered import kept_of
 from bootstrap.interventions.by_id import uniforms_by_id
 from bootstrap.interventions.pruning import condition_texts
-from bootstrap.interventions.scores import MEANINGS, OWN, Scores
+from bootstrap.interventions.scores import MEANINGS, OWN, Scores, read_scores
 from bootstrap.plan import Plan
 from bootstrap.pool import Pool
 from bootstrap.randomness import Stream, torch_seed
@@ -108,6 +109,7 @@ class ScoringJob:
 def score_stream(job: ScoringJob, path: Path, say: Say = lambda line: None) -> Scores:
     """Train the scoring models, score the stream, and write the file; returns its content.
 
+    Until then the scores of each model are in a file beside it, from which a stopped call goes on.
     NotEnoughData if a split is too small for the meaning; NumericError if a loss is not finite.
     """
     job.flags.apply()
@@ -117,8 +119,11 @@ def score_stream(job: ScoringJob, path: Path, say: Say = lambda line: None) -> S
     for seed in job.seeds or (None,):
         split, ids = _training_ids(job, seed)
         own.append(ids if job.meaning == OWN else ids[:0])
-        n_before = len(rows)
-        rows.append(_mean_scores(job, split, ids, reference_ids, n_before, say))
+        first = len(rows) * job.n_runs
+        scorers = [
+            Scorer(job=job, split=split, ids=ids, number=first + run) for run in range(job.n_runs)
+        ]
+        rows.append(_mean_scores(scorers, reference_ids, path, say))
     found = Scores(
         scores=np.stack([stream for stream, _ in rows]).astype(np.float32),
         reference=np.stack([sample for _, sample in rows]).astype(np.float32),
@@ -127,7 +132,14 @@ def score_stream(job: ScoringJob, path: Path, say: Say = lambda line: None) -> S
         card=_card(job),
     )
     files.replace(path, found.to_bytes())
+    for number in range(len(rows) * job.n_runs):
+        model_path(path, number).unlink(missing_ok=True)
     return found
+
+
+def model_path(path: Path, number: int) -> Path:
+    """Where the scores of one model are until `path` has those of all."""
+    return path.with_name(f"{path.name}.model-{number}")
 
 
 def _reference(job: ScoringJob) -> Int[np.ndarray, " n"]:
@@ -144,15 +156,8 @@ def _reference(job: ScoringJob) -> Int[np.ndarray, " n"]:
 
 def _ids_of(job: ScoringJob, split: str) -> Int[np.ndarray, " n"]:
     """The ids of a split that the conditions leave in it."""
-    parts = []
     with closing(Pool(job.data, split, job.manifest)) as pool:
-        for columns in pool.chunks(4_096):
-            is_kept = np.ones(len(columns), dtype=bool)
-            for choice in job.recipe.choices:
-                is_kept &= choice.keeps(columns, job.manifest.n_classes)
-                columns = choice.wrap_columns(columns, split, job.manifest.n_classes)
-            parts.append(columns.ids[is_kept])
-    return np.concatenate(parts)
+        return pool.start + np.flatnonzero(kept_of(pool, job.recipe.choices, pool.n))
 
 
 def _training_ids(job: ScoringJob, seed: int | None) -> tuple[str, Int[np.ndarray, " n"]]:
@@ -172,27 +177,60 @@ def _training_ids(job: ScoringJob, seed: int | None) -> tuple[str, Int[np.ndarra
 
 
 def _mean_scores(
-    job: ScoringJob,
-    split: str,
-    ids: Int[np.ndarray, " n"],
-    reference_ids: Int[np.ndarray, " n"],
-    row: int,
-    say: Say,
+    scorers: Sequence[Scorer], reference_ids: Int[np.ndarray, " n"], path: Path, say: Say
 ) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """The scores of the stream and of the reference sample, means over runs."""
+    """The scores of the stream and of the reference sample, means over models."""
     sums: list[np.ndarray] = []
-    for run in range(job.n_runs):
-        say(f"{job.method}, {job.meaning}: model {row * job.n_runs + run + 1}")
-        tallies = [Tally(job, pool_split) for pool_split in ("stream", "reference")]
-        for model in train_scorer(job, split, ids, FIRST_SEED + row * job.n_runs + run):
-            for tally in tallies:
-                tally.note(model)
-        found = [tally.scores() for tally in tallies]
+    for scorer in scorers:
+        found = scorer.scores(model_path(path, scorer.number), say)
         sums = found if not sums else [a + b for a, b in zip(sums, found, strict=True)]
-    stream, reference = (total / job.n_runs for total in sums)
-    with closing(job.plan.pool("reference")) as pool:
+    stream, reference = (total / len(scorers) for total in sums)
+    with closing(scorers[0].job.plan.pool("reference")) as pool:
         reference = reference[reference_ids - pool.start]
     return stream, reference
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scorer:
+    """One model that scores, and the samples of a split that it is trained on."""
+
+    job: ScoringJob
+    split: str
+    ids: Int[np.ndarray, " n"]
+    number: int  # among all of the job
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """All that its scores depend on."""
+        job, own = self.job, self.job.recipe.own_files()
+        of_all = {k: v for k, v in _card(job).items() if k not in ("n_runs", "n_trained")}
+        return {
+            **of_all,
+            "number": self.number,
+            "ids_sha256": files.sha256_hex(self.ids.tobytes()),
+            "shards_sha256": [shard.sha256 for shard in job.manifest.shards],
+            "own_files": {name: files.file_sha256(path) for name, path in own.items()},
+            "flags": job.flags.to_json(),
+        }
+
+    def scores(self, path: Path, say: Say) -> list[Float[np.ndarray, " n"]]:
+        """Of the stream and of `reference`: those at `path`, or it is trained and they are put
+        there."""
+        name, card = f"{self.job.method}, {self.job.meaning}: model {self.number + 1}", self.card
+        with suppress(ConfigurationError, DataError):
+            known = read_scores(path)
+            if known.card == card:
+                say(f"{name}, as it was scored before")
+                return [known.scores[0], known.reference[0]]
+        say(name)
+        tallies = [Tally(self.job, split) for split in ("stream", "reference")]
+        for model in train_scorer(self.job, self.split, self.ids, FIRST_SEED + self.number):
+            for tally in tallies:
+                tally.note(model)
+        stream, reference = (tally.scores() for tally in tallies)
+        content = Scores(scores=stream[None], reference=reference[None], card=card)
+        files.replace(path, content.to_bytes())
+        return [stream, reference]
 
 
 def train_scorer(

@@ -340,13 +340,18 @@ class ShardReader:
         self.image_shape = image_shape
         self._file: h5py.File | None = None
 
-    def rows(self, start: int, stop: int) -> Columns:
-        """Rows start..stop-1; DataError naming the file and rows if they cannot be read."""
+    def rows(self, start: int, stop: int, *, with_images: bool = True) -> Columns:
+        """Rows start..stop-1; DataError naming the file and rows if they cannot be read.
+
+        Without images those have no pixels, (n, 0, 0, channel), and none of their bytes is read.
+        """
         try:
             file = self._open()
+            labels = file["labels"][start:stop]
+            no_pixels = np.empty((len(labels), 0, 0, self.image_shape[2]), np.uint8)
             columns = Columns(
-                images=file["images"][start:stop],
-                labels=file["labels"][start:stop],
+                images=file["images"][start:stop] if with_images else no_pixels,
+                labels=labels,
                 ids=file["ids"][start:stop],
                 extra={name: file[name][start:stop] for name in OPTIONAL_COLUMNS if name in file},
             )

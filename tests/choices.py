@@ -16,6 +16,7 @@ from bootstrap.batch import Normalisation
 from bootstrap.forks import Control, SeedRun
 from bootstrap.interventions import Choice, Setting, StepContext
 from bootstrap.interventions.adversarial import FGM, FGSM, PGD
+from bootstrap.interventions.calibration import Calibration
 from bootstrap.interventions.class_weights import ClassWeights
 from bootstrap.interventions.dropout import Dropout
 from bootstrap.interventions.error_by import ErrorByEnvironment, ErrorByGroup
@@ -183,6 +184,7 @@ CASES = {
     "robust_error": Case(
         null=RobustError(n=8, n_moves=1), full=RobustError(n=8, n_moves=1), trains=False
     ),
+    "calibration": Case(null=Calibration(), full=Calibration(), trains=False),
     "class_weights": Case(
         null=ClassWeights(power=0.0), tiny=ClassWeights(power=1e-6), full=ClassWeights()
     ),

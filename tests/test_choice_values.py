@@ -480,9 +480,11 @@ def test_the_robust_error_is_the_error_without_an_attack_and_rises_with_it():
 
     batch, model = batch_of(), linear()
     context = context_of(RobustError(), model)
-    predicted = model(context.normalise(batch.images.float() / 255)).argmax(dim=1)
+    logits = model(context.normalise(batch.images.float() / 255))
+    predicted = logits.argmax(dim=1)
     labels = torch.where(torch.arange(N) < 12, predicted, (predicted + 1) % K)  # 4 of 16 are wrong
-    scored = Scored(images=batch.images, labels=labels, predicted=predicted, ids=batch.ids)
+    known = {"images": batch.images, "labels": labels, "logits": logits, "predicted": predicted}
+    scored = Scored(**known, ids=batch.ids)
     errors = [
         RobustError(epsilon=e, move_size=e / 4).measure(scored, context)["test_robust_error"]
         for e in (0.0, 0.01, 0.5)
@@ -512,7 +514,8 @@ def test_flips_are_counted_between_evaluations():
     def scored(right):
         labels = torch.zeros(len(right), dtype=torch.int64)
         predicted, ids = 1 - torch.tensor(right), np.arange(len(right))
-        return Scored(images=labels, labels=labels, predicted=predicted, ids=ids)
+        known = {"images": labels, "labels": labels, "logits": labels, "predicted": predicted}
+        return Scored(**known, ids=ids)
 
     choice, context = ProbeFlips(), context_of(ProbeFlips())
     for right in ([0, 1, 1], [1, 1, 0], [1, 1, 1]):

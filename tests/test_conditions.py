@@ -4,15 +4,18 @@ import json
 from contextlib import closing
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from test_paired import FLAGS
 from tiny_pair import TINY
 
 from bootstrap.errors import ConfigurationError, NotEnoughData
+from bootstrap.filtered import kept_samples
 from bootstrap.interventions import Choice
 from bootstrap.interventions.label_noise import LabelNoise, LabelNoiseTrainAndTest
 from bootstrap.interventions.long_tail import LongTail, acceptance
+from bootstrap.interventions.pruning import RandomPruning
 from bootstrap.interventions.spurious import Spurious, palette
 from bootstrap.interventions.superclasses import Superclasses
 from bootstrap.pair import run_pair
@@ -141,6 +144,57 @@ def test_a_pair_on_a_long_tail_says_how_many_samples_it_was_drawn_from(toy_data,
     assert run.real[48].unique_samples_seen[0, -1] == 48
     np.testing.assert_array_equal(run.ideal.unique_samples_seen, run.ideal.samples_seen)
     assert verify_run(folder).problems == ()
+
+
+def kept(data, *choices):
+    """Which samples of the stream stay, and the names of the arrays that are read to find out."""
+    names, read = set(), h5py.Dataset.__getitem__
+
+    def noted(array, *args, **options):
+        names.add(array.name)
+        return read(array, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(h5py.Dataset, "__getitem__", noted)
+        return kept_samples.__wrapped__(data, choices, 2_048), names
+
+
+def test_no_image_is_read_to_find_out_what_a_long_tail_keeps(toy_data):
+    is_kept, names = kept(toy_data, LongTail(rho=10.0))
+    assert 0 < is_kept.sum() < len(is_kept)
+    assert names == {"/labels", "/ids"}
+
+
+@pytest.mark.parametrize(
+    "choice", [LabelNoise(), Spurious(), Superclasses(), RandomPruning(keep=0.5)], ids=str
+)
+def test_without_images_a_long_tail_keeps_what_it_keeps_with_them(toy_data, choice):
+    found = []
+    for looks in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LongTail, "looks_at_images", looks)
+            found.append(kept(toy_data, choice, LongTail(rho=10.0)))
+    assert ["/images" in names for _, names in found] == [False, True]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+
+
+def test_a_long_tail_is_of_the_labels_that_choices_before_it_made(toy_data):
+    noise, tail = LabelNoise(rate=0.5), LongTail(rho=10.0)
+    is_kept, _ = kept(toy_data, noise, tail)
+    np.testing.assert_array_equal(is_kept, tail.keeps(rows(toy_data, "stream", noise), K))
+
+
+class Bright(Choice):
+    """Keeps what has a bright first pixel."""
+
+    def keeps(self, columns, n_classes):
+        return columns.images[:, 0, 0, 0] > 127
+
+
+def test_a_choice_of_ones_own_that_filters_by_images_is_given_them(toy_data):
+    is_kept, _ = kept(toy_data, LongTail(rho=1.0), Bright())
+    images = Pool(toy_data).first(2_048).images
+    np.testing.assert_array_equal(is_kept, images[:, 0, 0, 0] > 127)
 
 
 def test_a_stream_with_too_few_samples_that_are_kept_is_refused_with_what_to_draw(toy_data):

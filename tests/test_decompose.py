@@ -198,6 +198,44 @@ def test_the_terms_of_two_runs_add_up_for_every_score(runs):
             assert parts == pytest.approx(final["real"]["mean"], abs=1e-15)
 
 
+def with_calibration(run, ece):
+    """The run with what `calibration` measures: this error, and a tenth of the test error."""
+    for path in run.path.glob("seed-*/*.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            extra = {"test_ece": ece + row["test_error"] / 10, "test_scaled_loss": 1.0}
+            row["extra"] = extra | {"test_scaled_soft_error": row["test_error"] / 4}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_run(run.path)
+
+
+def test_measures_of_calibration_are_told_of_both_worlds_at_the_last_step(runs):
+    found = explain(with_calibration(runs[0], 0.3), with_calibration(runs[1], 0.1))
+    final, lines = found["n_samples"]["160"]["final"], "\n".join(explain_lines(found))
+    for world in ("real", "ideal"):
+        error = final["error"][world]["mean"]
+        assert final["ece"][world]["mean"] == pytest.approx(error / 10 - 0.2)
+        assert final["scaled_soft_error"][world]["mean"] == pytest.approx(error / 4)
+        assert final["scaled_loss"][world] == {
+            "mean": 0.0,
+            "interval_95": [0.0, 0.0],
+            "n_seeds": 3,
+        }
+        told = final["ece"][world]
+        low, high = told["interval_95"]
+        assert f"{told['mean']:+.4f}" in lines
+        assert f"{low:+.4f} to {high:+.4f}" in lines
+    assert lines.count(" ECE ") == lines.count("scaled soft-error") == len(N)
+
+
+@pytest.mark.parametrize("measured", [(), (0,), (1,)])
+def test_nothing_is_said_of_calibration_that_a_run_did_not_measure(runs, measured):
+    both = [with_calibration(run, 0.1) if k in measured else run for k, run in enumerate(runs)]
+    found = explain(*both)
+    assert {*found["n_samples"]["20"]["final"]} == {"step", "error", "soft_error", "loss"}
+    assert "ECE" not in "\n".join(explain_lines(found))
+
+
 def test_it_is_said_in_what_the_two_runs_differ(runs):
     assert explain(*runs)["differences"] == ["recipe.optimizer (sgd(lr=0.004) and sgd(lr=0.02))"]
 

@@ -101,6 +101,13 @@ def test_the_last_layers_gradient_norm_is_exact_for_that_layer():
     torch.testing.assert_close(grand_last_layer(model, x, labels), expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_without_a_linear_layer_has_no_last_layers_gradient_norm():
+    images = torch.zeros(1, 3, 2, 2)
+    model = nn.Sequential(nn.Conv2d(3, 2, 2), nn.Flatten())
+    with pytest.raises(ConfigurationError, match="has no linear layer; use el2n"):
+        grand_last_layer(model, images, torch.zeros(1).long())
+
+
 def test_el2n_is_the_length_of_the_error_of_the_probabilities():
     logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     model = nn.Identity()
@@ -203,6 +210,72 @@ def test_scoring_twice_gives_equal_bytes(toy_data, tmp_path, method):
     assert read_scores(files[0]).card == found[0].card
 
 
+class Stopped(Exception):
+    """What a test stops scoring with."""
+
+
+@pytest.mark.parametrize("method", ["el2n", "forgetting_score"])
+def test_scoring_goes_on_after_a_stop_from_the_models_that_are_scored(toy_data, tmp_path, method):
+    job = ScoringJob(recipe=SCORER, data=toy_data, method=method, n_runs=3, flags=FLAGS)
+    whole, path = tmp_path / "whole.npz", tmp_path / "parts" / "s.npz"
+    score_stream(job, whole)
+    said = []
+
+    def stop(line):
+        said.append(line)
+        if "model 3" in line:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        score_stream(job, path, stop)
+    assert not path.exists()
+    score_stream(job, path, said.append)
+    trained = [line[-1] for line in said if "before" not in line]
+    assert trained == ["1", "2", "3", "3"]
+    assert path.read_bytes() == whole.read_bytes()
+    assert [*path.parent.iterdir()] == [path]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"method": "grand"},
+        {"recipe": replace(SCORER, n_steps=5)},
+        {"recipe": replace(SCORER, choices=(LabelNoise(),))},
+        {"flags": replace(FLAGS, replicas=2)},
+        "damage",
+    ],
+    ids=("method", "steps", "condition", "flags", "damage"),
+)
+def test_a_model_of_another_job_or_a_damaged_file_is_not_gone_on_from(
+    toy_data, tmp_path, monkeypatch, changed
+):
+    job = ScoringJob(recipe=SCORER, data=toy_data, n_runs=1, flags=FLAGS)
+    monkeypatch.setattr(Scores, "to_bytes", stop_at_the_last(Scores.to_bytes))
+    with pytest.raises(Stopped):
+        score_stream(job, tmp_path / "s.npz")
+    monkeypatch.undo()
+    (part,) = tmp_path.iterdir()
+    if changed == "damage":
+        part.write_bytes(part.read_bytes()[:-9])
+    else:
+        job = replace(job, **changed)
+    said = []
+    score_stream(job, tmp_path / "s.npz", said.append)
+    assert [line for line in said if "before" in line] == []
+
+
+def stop_at_the_last(to_bytes):
+    """A stop once the model is scored, and before the mean is written."""
+
+    def stopping(scores):
+        if "number" not in scores.card:
+            raise Stopped
+        return to_bytes(scores)
+
+    return stopping
+
+
 def test_oracle_models_see_each_sample_once_or_say_how_many_are_missing(tmp_path):
     data = tmp_path / "toy"
     sizes = {"test": 64, "reference": 64, "stream": 1_024, "pretrain": 128}
@@ -259,8 +332,13 @@ def test_a_file_that_is_none_is_refused_in_a_line(toy_data, tmp_path):
     with pytest.raises(ConfigurationError, match="no such file of scores"):
         refused(toy_data, EL2N(scores=str(tmp_path / "none.npz")))
     (tmp_path / "text.npz").write_text("no scores")
-    with pytest.raises(DataError, match="not a file of scores"):
-        refused(toy_data, EL2N(scores=str(tmp_path / "text.npz")))
+    whole = tmp_path / "whole.npz"
+    save(whole, np.zeros(9))
+    (tmp_path / "torn.npz").write_bytes(whole.read_bytes()[:-9])
+    (tmp_path / "empty.npz").touch()
+    for name in ("text", "torn", "empty"):
+        with pytest.raises(DataError, match="not a file of scores"):
+            refused(toy_data, EL2N(scores=str(tmp_path / f"{name}.npz")))
     with pytest.raises(ConfigurationError, match="scores='FILE' is missing"):
         ForgettingScore()
     with pytest.raises(ConfigurationError, match="give one pruning choice"):

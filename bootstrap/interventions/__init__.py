@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from bootstrap.errors import ConfigurationError
 from bootstrap.interventions.adversarial import FGM, FGSM, PGD
+from bootstrap.interventions.calibration import Calibration
 from bootstrap.interventions.choice import (
     Choice,
     Forward,
@@ -112,6 +113,7 @@ INTERVENTIONS: dict[str, type] = {
     "forgetting_events": ForgettingEvents,
     "probe_flips": ProbeFlips,
     "robust_error": RobustError,
+    "calibration": Calibration,
     "error_by_group": ErrorByGroup,
     "error_by_environment": ErrorByEnvironment,
     "random_pruning": RandomPruning,

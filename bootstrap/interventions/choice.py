@@ -99,6 +99,7 @@ class Scored:
 
     images: Tensor
     labels: Tensor
+    logits: Tensor  # (n, classes)
     predicted: Tensor  # classes
     ids: Int[np.ndarray, " n"]
     columns: Mapping[str, Tensor] = field(default_factory=dict)
@@ -110,6 +111,7 @@ class Scored:
             self,
             images=self.images[:n],
             labels=self.labels[:n],
+            logits=self.logits[:n],
             predicted=self.predicted[:n],
             ids=self.ids[:n],
             columns=columns,
@@ -171,13 +173,15 @@ class Choice:
     """A design choice; a frozen, keyword-only dataclass that overrides the seams it needs.
 
     `world_class` must be declared. `needs` are columns of samples, of the data set or of a choice
-    that `provides` them. With `shares_prefix` False the worlds are trained apart from step 0.
+    that `provides` them. With `shares_prefix` False the worlds are trained apart from step 0. Where
+    no choice `looks_at_images`, those of samples that are filtered have no pixels: none is read.
     """
 
     world_class: ClassVar[WorldClass]
     needs: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
     shares_prefix: ClassVar[bool] = True
+    looks_at_images: ClassVar[bool] = True  # `keeps` and `wrap_columns` do
     differentiates_twice: ClassVar[bool] = False  # which a compiled model cannot
     not_with: ClassVar[tuple[tuple[str, str], ...]] = ()  # (name of another choice, why)
 

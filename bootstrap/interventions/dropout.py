@@ -15,11 +15,13 @@ from bootstrap.interventions.choice import (
     StepContext,
     WorldClass,
 )
+from bootstrap.models.head import last_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MASK = "dropout_mask"
+NO_HEAD = "dropout: the model has no linear layer to drop inputs of"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Dropout(Choice):
         """See `Choice`; ConfigurationError for a model without a linear layer."""
         import torch
 
-        head = last_linear(model)
+        _, head = last_linear(model, NO_HEAD)
         mask = torch.ones(setting.batch_size, head.in_features)
         head.register_buffer(MASK, mask, persistent=False)
         head.register_forward_pre_hook(drop)
@@ -52,7 +54,7 @@ class Dropout(Choice):
         import torch
 
         def dropped(inputs: Inputs) -> Gradient:
-            mask = last_linear(context.model).get_buffer(MASK)
+            mask = last_linear(context.model, NO_HEAD)[1].get_buffer(MASK)
             n, ranks = len(inputs.ids), context.ranks
             draws = torch.rand(
                 n * ranks.n, mask.shape[1], generator=context.generator(), device=context.device
@@ -61,16 +63,6 @@ class Dropout(Choice):
             return gradient(inputs)
 
         return dropped
-
-
-def last_linear(model: nn.Module) -> nn.Linear:
-    """The layer that turns features into logits."""
-    from torch.nn import Linear
-
-    layers = [layer for layer in model.modules() if isinstance(layer, Linear)]
-    if not layers:
-        raise ConfigurationError("dropout: the model has no linear layer to drop inputs of")
-    return layers[-1]
 
 
 def drop(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Tensor, ...] | None:

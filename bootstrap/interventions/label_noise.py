@@ -28,6 +28,7 @@ class LabelNoise(Choice):
 
     rate: float = 0.2
     world_class: ClassVar[WorldClass] = WorldClass.SOURCE
+    looks_at_images: ClassVar[bool] = False
     needs: ClassVar[tuple[str, ...]] = (TRUE_LABEL,)
     provides: ClassVar[tuple[str, ...]] = (TRUE_LABEL,)
     not_with: ClassVar[tuple[tuple[str, str], ...]] = (("label_noise_train_and_test", ONCE),)

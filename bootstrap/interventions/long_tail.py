@@ -26,6 +26,7 @@ class LongTail(Choice):
 
     rho: float = 100.0
     world_class: ClassVar[WorldClass] = WorldClass.SOURCE
+    looks_at_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.rho < 1:

@@ -38,6 +38,7 @@ class RandomPruning(Choice):
 
     keep: float = 0.5
     world_class: ClassVar[WorldClass] = WorldClass.REFERENCE
+    looks_at_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_share("random_pruning", self.keep)
@@ -77,6 +78,7 @@ class Pruning(Choice):
     hardest: bool = True
     meaning: str = "shared"
     world_class: ClassVar[WorldClass] = WorldClass.REFERENCE
+    looks_at_images: ClassVar[bool] = False
     method: ClassVar[str] = ""
 
     def __post_init__(self) -> None:

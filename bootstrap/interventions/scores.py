@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -76,10 +77,10 @@ def read_scores(path: Path) -> Scores:
 @lru_cache(maxsize=4)
 def _read(path: Path, mtime_ns: int, n_bytes: int) -> Scores:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             found = {name: file[name] for name in ("scores", "reference", "seeds", "own_ids")}
             card = json.loads(str(file["card"]))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise DataError(
             f"{path}: not a file of scores ({error}); `deep-bootstrap score` makes one"
         ) from None

@@ -35,6 +35,7 @@ class Spurious(Choice):
     size_px: int = 4
     training_environments: bool = False  # also score the test images as in each of these
     world_class: ClassVar[WorldClass] = WorldClass.SOURCE
+    looks_at_images: ClassVar[bool] = False  # it paints over what is there
     needs: ClassVar[tuple[str, ...]] = COLUMNS
     provides: ClassVar[tuple[str, ...]] = COLUMNS
 

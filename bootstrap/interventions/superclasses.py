@@ -24,6 +24,7 @@ class Superclasses(Choice):
 
     groups: tuple[tuple[int, ...], ...] = ()
     world_class: ClassVar[WorldClass] = WorldClass.SOURCE
+    looks_at_images: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         classes = [k for group in self.groups for k in group]
