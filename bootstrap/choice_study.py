@@ -28,7 +28,7 @@ from bootstrap.interventions import INTERVENTIONS
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
 from bootstrap.spec import did_you_mean, parse_spec
-from bootstrap.sweep import Job, run_jobs
+from bootstrap.sweep import Job, run_jobs, who_runs
 from bootstrap.sweep import table_lines as cost_table_lines
 
 TOGETHER = " + "  # between choices that are put on at once
@@ -49,6 +49,7 @@ def run_study(options: ExplainOptions, is_stopped: Callable[[], bool]) -> Iterat
 
     What is raised is as in `bootstrap.sweep.run_points`; choices that failed are left out.
     """
+    run_all = who_runs(options)
     baseline, *choices = build_sides(options)
     jobs = [side.job for side in (baseline, *choices)]
     if options.dry_run:
@@ -57,7 +58,9 @@ def run_study(options: ExplainOptions, is_stopped: Callable[[], bool]) -> Iterat
     failure = None
     try:
         about = f"{len(choices)} choice{'s' * (len(choices) > 1)} and the baseline"
-        yield from run_jobs(jobs, about, is_stopped, max_minutes=options.max_minutes)
+        yield from run_jobs(
+            jobs, about, is_stopped, max_minutes=options.max_minutes, run_all=run_all
+        )
     except Interrupted:
         raise
     except BootstrapError as error:

@@ -183,19 +183,13 @@ class CompareOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepRun:
-    """What `sweep` and `reproduce` have in common."""
+class ManyPairs:
+    """What commands that run several pairs have in common."""
 
-    scale: str = "laptop"
-    """of a figure: smoke (toy images, seconds), laptop (the reference preset's data) or paper"""
     data: Path | None = None
-    """the data set's folder, for points that do not say; by default that of their preset"""
-    out: Path = Path("results")
-    """runs go to <out>/<preset>-<hash>/, as those of `compare`"""
+    """the data set's folder; by default that of the preset"""
     dry_run: bool = False
     """say what is still to be run, and what samples, operations and time it takes, then stop"""
-    part: str = "1/1"
-    """e.g. 3/16: only the third of sixteen parts, for job arrays; all may run at once"""
     max_minutes: float | None = None
     """save and stop (exit 75) after this long"""
     ray: str | None = None
@@ -204,6 +198,18 @@ class SweepRun:
     gpus_per_pair: float = 1.0
     """with --ray: 0.25 runs four pairs at once on each GPU"""
     execution: Execution = field(default_factory=Execution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun(ManyPairs):
+    """What `sweep` and `reproduce` have in common."""
+
+    scale: str = "laptop"
+    """of a figure: smoke (toy images, seconds), laptop (the reference preset's data) or paper"""
+    out: Path = Path("results")
+    """runs go to <out>/<preset>-<hash>/, as those of `compare`"""
+    part: str = "1/1"
+    """e.g. 3/16: only the third of sixteen parts, for job arrays; all may run at once"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +299,7 @@ class PlotOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExplainOptions:
+class ExplainOptions(ManyPairs):
     """Say why a design choice changes the real world's error: it learns faster from fresh samples
     (speed), or converges later on re-used ones (time). Two saved runs, BASELINE and CHOICE, need
     neither torch nor data; with --choice the pairs are run first, or loaded where they are done."""
@@ -310,8 +316,6 @@ class ExplainOptions:
     baseline: str = "laptop"
     """with --choice: a preset, a saved run, or a JSON file of a recipe"""
     preset: Suppress[str] = "laptop"
-    data: Path | None = None
-    """the data set's folder; by default that of the baseline's preset"""
     results: Path = Path("results")
     """where the pairs are"""
     seeds: str = "0"
@@ -320,11 +324,6 @@ class ExplainOptions:
     """N of each real world: with several, what the choice changes as N grows"""
     allow_reuse: bool = False
     """go on if the stream is too short for the ideal world to stay fresh"""
-    dry_run: bool = False
-    """say what is still to be run, and what it takes, then stop"""
-    max_minutes: float | None = None
-    """save and stop (exit 75) after this long"""
-    execution: Execution = field(default_factory=Execution)
     recipe: Recipe = field(default_factory=Recipe)
     """of the baseline; its --choices stand on both sides"""
 

@@ -21,7 +21,14 @@ from bootstrap.execution import Flags
 from bootstrap.forks import Control
 from bootstrap.grid import Sweep, Words, figure_sweep, part_of, read_sweep
 from bootstrap.locks import Held
-from bootstrap.options import CompareOptions, Execution, SweepOptions, SweepRun, parse_seeds
+from bootstrap.options import (
+    CompareOptions,
+    Execution,
+    ManyPairs,
+    SweepOptions,
+    SweepRun,
+    parse_seeds,
+)
 from bootstrap.pair import run_pair
 from bootstrap.plan import Plan, plan_pair
 from bootstrap.presets.figure import Figure
@@ -244,7 +251,7 @@ def n_pairs(n: int) -> str:
     return f"{n} pair{'s' * (n != 1)}"
 
 
-def who_runs(options: SweepRun) -> RunAll:
+def who_runs(options: ManyPairs) -> RunAll:
     """This process, or tasks on Ray."""
     if options.ray is None:
         if options.gpus_per_pair != 1:

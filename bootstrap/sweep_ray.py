@@ -1,4 +1,5 @@
-"""Pairs of a sweep as tasks on Ray: all nodes see the package, data and results at the same paths.
+"""Pairs of a sweep or a study as tasks on Ray; all nodes see package, data and results at the same
+paths.
 
 A task that dies, alone or with its node, is started again by Ray and goes on from what it had
 saved; the lock on a run's folder keeps two from one pair.

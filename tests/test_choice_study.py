@@ -41,6 +41,7 @@ from bootstrap.interventions.flooding import Flooding
 from bootstrap.interventions.mixing import Mixup
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
+from bootstrap.sweep import run_in_turn
 
 N = (20, 160)  # the first converges by step 32, the other never
 RECIPE = {"batch_size": 10, "n_steps": GRID[-1]}
@@ -316,6 +317,21 @@ def test_the_command_runs_the_pairs_once_and_writes_everything(
     assert code == 0
     assert "3 pairs, 3 of them done" in again
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+@pytest.mark.usefixtures("no_figure")
+def test_pairs_of_a_study_run_on_ray_if_asked(toy_data, tmp_path, deep_bootstrap, monkeypatch):
+    asked = []
+
+    def run_all(self, jobs, watch):
+        asked.append((self.address, len(jobs)))
+        return run_in_turn(jobs, watch)
+
+    monkeypatch.setattr("bootstrap.sweep_ray.RayPairs.run_all", run_all)
+    words = (*STUDY, "--seeds", "0", "--data", toy_data, "--results", tmp_path)
+    code, _, err = deep_bootstrap(*words, "--choice", "mixup", "--ray", "local")
+    assert code == 0, err
+    assert asked == [("local", 2)]
 
 
 def test_the_command_refuses_neither_runs_nor_choices(deep_bootstrap):
