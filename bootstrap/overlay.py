@@ -37,7 +37,7 @@ from bootstrap.series import Series, about_series, series_csv
 
 WIDTH_INCH = 7.0
 PANEL_INCH = {1: 3.6, 2: 2.8, 3: 2.4}  # height, by number of panels
-LEGEND_INCH = 1.75
+LEGEND_INCH, LEGEND_COLUMNS = 1.85, 17
 NAMES = {"error": "test error", "soft_error": "test soft-error", "loss": "test loss (nats)"}
 DASHES: Any = (0, (4, 2))
 
@@ -154,7 +154,10 @@ def _draw_convergence(ax: Axes, one: Series, line: Line) -> None:
 
 
 def _handles(series: Sequence[Series]) -> list[Line2D]:
-    lines = [Line2D([], [], color=c, linewidth=1.8, label=n) for n, c in _colours(series).items()]
+    texts = {n: textwrap.fill(n, LEGEND_COLUMNS) for n in _colours(series)}
+    lines = [
+        Line2D([], [], color=c, linewidth=1.8, label=texts[n]) for n, c in _colours(series).items()
+    ]
     grey = IDEAL_COLOUR if _shared(series) else "0.4"
     return [
         *lines,

@@ -47,6 +47,14 @@ def test_several_n_of_one_run_share_one_ideal_curve(runs):
     assert found[0][0] == IDEAL_COLOUR
 
 
+@pytest.mark.parametrize("name", ["ResNet of width 16, crop and flip", "mlp(width=1024,depth=5)"])
+def test_a_long_label_stays_inside_the_figure(runs, name):
+    figure = plot_overlay([Series(name, runs[0], 40), Series("MLP", runs[1], 40)], ("error",))
+    figure.canvas.draw()
+    box = figure.axes[0].get_legend().get_window_extent()
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_every_metric_has_a_panel(runs):
     figure = plot_overlay([Series("ResNet", runs[0], 40)], ("error", "soft_error", "loss"))
     labels = [ax.get_ylabel() for ax in figure.axes]

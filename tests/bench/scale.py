@@ -51,10 +51,8 @@ from generators.write import refuse_constant
 
 IMAGE_SHAPE = (32, 32, 3)
 BATCH = 64  # images, as in the laptop's recipe
-# all blocks of the small data set, and N = 2,000 of them again and again
 SHORT_PAIR = (
-    *("--preset", "smoke", "--no-every-step", "--n-steps", "1500"),
-    *("--batch-size", str(BATCH), "--n-samples", "2000"),
+    *("--preset", "smoke", "--no-every-step", "--batch-size", str(BATCH), "--n-samples", "2000"),
 )
 PIECE_BYTES = 1 << 20  # of plain reading
 N_SHARDS_READ = 8  # at a time, before the other way has its turn
@@ -98,10 +96,11 @@ class Row:
 
 def bench_memory(command: Line, folder: Path, n: int) -> Iterator[Row]:
     """Peak memory of a command on both data sets, each in a process of its own."""
+    n_steps = n // 10 // BATCH  # all blocks of the small data set, and N of them again and again
     peaks = []
     for n_images in (n // 10, n):
         started = time.perf_counter()
-        peaks.append(run_child(command, data_folder(folder, n_images), n_images))
+        peaks.append(run_child(command, data_folder(folder, n_images), n_images, n_steps))
         seconds = time.perf_counter() - started
         yield Row(f"{command} {n_images:,} images", f"{peaks[-1]:.1f} MiB, {seconds:.0f} s")
     yield Row("  peak memory, large / small", f"{peaks[1] / peaks[0]:.3f}", "<= 1.10")
@@ -112,7 +111,7 @@ def data_folder(folder: Path, n: int) -> Path:
     return folder / f"toy-{n}"
 
 
-def run_child(command: str, data: Path, n: int) -> float:
+def run_child(command: str, data: Path, n: int, n_steps: int) -> float:
     """Peak resident memory of a command in MiB; not of getrusage, which counts the parent too."""
     if command == "generate":
         if data.exists():
@@ -121,7 +120,8 @@ def run_child(command: str, data: Path, n: int) -> float:
     elif command == "verify":
         arguments = [str(data)]
     else:
-        arguments = [*SHORT_PAIR, "--data", str(data), "--out", str(data.parent / "runs")]
+        where = ("--data", str(data), "--out", str(data.parent / "runs"))
+        arguments = [*SHORT_PAIR, "--n-steps", str(n_steps), *where]
     argv = [sys.executable, "-c", CHILD, command, *arguments]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1]) / 1024
