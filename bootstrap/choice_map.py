@@ -4,8 +4,9 @@ to converge offline upwards. No torch.
 Of a baseline 0 and a choice c, in every seed: the level is the test error of the baseline's ideal
 world where its real world converges, I_0(tau_0). The speed of a choice is the number of steps that
 the baseline's ideal world takes to that level, over the number that the choice's takes: 2 is twice
-as fast. Its convergence time is tau_c. A world that has not converged, or not reached the level,
-by the last step T is censored: the last step stands for it, and the point is on the map's edge.
+as fast. Its convergence time is tau_c. All means of a point are over the same seeds, and its arrow
+starts where the baseline is on these. A world that has not converged, or not reached the level, by
+the last step T is censored: the last step stands for it, and the point is on the map's edge.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from matplotlib.ticker import FuncFormatter
 
 from bootstrap.caption import about_data, about_test
 from bootstrap.choice_table import ENDS, csv_bytes, shortened
-from bootstrap.curves import MIN_SEEDS, number, spread
+from bootstrap.curves import MIN_SEEDS, approximate_from, number, spread
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
-from bootstrap.explanation import common, sides
+from bootstrap.explanation import approximate_notes, common, sides
 from bootstrap.plot import CAPTION_COLUMNS, SMALL_PT, STYLE, spread_apart, write_files
 from bootstrap.runlog import Run
 
@@ -42,7 +43,7 @@ BASELINE = "baseline"
 BETTER_TO_WORSE = LinearSegmentedColormap.from_list("choices", ["#1a5fb4", "0.62", "#c01c28"])
 COLUMNS = (
     *("choice", "n_samples", "n_seeds"),
-    *(f"speed{end}" for end in ENDS),
+    *(f"speed_ratio{end}" for end in ENDS),
     "n_speed_censored",
     *(f"convergence_step{end}" for end in ENDS),
     "n_censored",
@@ -62,6 +63,8 @@ class Point:
     speed_is_censored: Bool[np.ndarray, " n_seeds"]
     step: Float[np.ndarray, " n_seeds"]
     step_is_censored: Bool[np.ndarray, " n_seeds"]
+    baseline_step: Float[np.ndarray, " n_seeds"]  # where the baseline converges, or ends
+    baseline_is_censored: Bool[np.ndarray, " n_seeds"]
     final: Float[np.ndarray, " n_seeds"]  # change of the real world's test error at the last step
     at_convergence: Float[np.ndarray, " n_seeds"]
 
@@ -69,6 +72,11 @@ class Point:
     def xy(self) -> tuple[float, float]:
         """Geometric means over seeds."""
         return mean_of_logs(self.speed)[0], mean_of_logs(self.step)[0]
+
+    @property
+    def origin_y(self) -> float:
+        """Where the baseline converges on the seeds of this choice."""
+        return mean_of_logs(self.baseline_step)[0]
 
     def row(self) -> list[Any]:
         """As it is in the table."""
@@ -87,9 +95,10 @@ class Point:
 
 
 def mean_of_logs(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """The geometric mean of positive values, and the ends of its interval."""
+    """The geometric mean of positive values, and the ends of its interval, to 12 digits."""
     told = spread(np.log(values))
-    return float(np.exp(told.mean)), float(np.exp(told.low)), float(np.exp(told.high))
+    low, mean, high = (float(f"{np.exp(log):.12g}") for log in (told.low, told.mean, told.high))
+    return mean, low, high
 
 
 def first_step_at(
@@ -134,7 +143,7 @@ def point_of(text: str, n_samples: int, zero: PairCurves, pair: PairCurves) -> P
         for p in (zero, pair)
     ]
     hits = [np.array([last if t is None else max(t, 1.0) for t in found], float) for found in at]
-    is_known = np.isfinite(terms.total)
+    is_known = np.isfinite(terms.total + final)
     return Point(
         text=text,
         n_samples=n_samples,
@@ -143,6 +152,8 @@ def point_of(text: str, n_samples: int, zero: PairCurves, pair: PairCurves) -> P
         speed_is_censored=np.array([t is None for t in at[1]], dtype=bool)[is_known],
         step=np.maximum(tau.steps, 1).astype(np.float64)[is_known],
         step_is_censored=tau.is_censored[is_known],
+        baseline_step=np.maximum(tau_0.steps, 1).astype(np.float64)[is_known],
+        baseline_is_censored=tau_0.is_censored[is_known],
         final=final[is_known],
         at_convergence=terms.total[is_known],
     )
@@ -155,17 +166,20 @@ def write_map(baseline: Run, runs: Mapping[str, Run], stem: Path) -> tuple[Path,
     """Write `<stem>.csv`, `.png` and `.svg`, a map for each N; returns their paths."""
     maps = [points_of(baseline, runs, n) for n in baseline.n_samples]
     maps = [points for points in maps if len(points) > 1]
-    figure = plot_map(maps, map_caption(baseline, maps))
+    figure = plot_map(maps, map_caption(baseline, runs, maps))
     rows = [point.row() for points in maps for point in points]
     return write_files(figure, stem, csv_bytes(COLUMNS, rows))
 
 
-def map_caption(baseline: Run, maps: Sequence[Sequence[Point]]) -> str:
+def map_caption(baseline: Run, runs: Mapping[str, Run], maps: Sequence[Sequence[Point]]) -> str:
     """What a reader must know to judge the figure."""
     every = [point for points in maps for point in points]
     if not every:
         return "No choice has a record."
     recipe = baseline.config.get("recipe") or {}
+    shown = {point.text for point in every}
+    named = {BASELINE: baseline, **runs}
+    ends = {text: approximate_from(run) for text, run in named.items() if text in shown}
     counts = {len(point.speed) for point in every}
     n_seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
     censored = [point for point in every if _edges(point) != (False, False)]
@@ -177,6 +191,9 @@ def map_caption(baseline: Run, maps: Sequence[Sequence[Point]]) -> str:
         "Colour: change of the real world's test error at the last step (blue is better).",
         about_data(baseline.config),
         f"{model}{every[0].last_step:,} SGD steps; baseline: {baseline.name}.",
+        "An arrow starts where the baseline is on the choice's own seeds."
+        if len(counts) > 1
+        else "",
         f"Geometric means of {n_seeds} seed{'s' * (max(counts) > 1)}"
         f"{'; intervals are in the table' if max(counts) >= MIN_SEEDS else '; no interval'}.",
         about_test(baseline.config, recipe),
@@ -184,6 +201,7 @@ def map_caption(baseline: Run, maps: Sequence[Sequence[Point]]) -> str:
         " by the last step, which stands for it."
         if censored
         else "",
+        *approximate_notes(ends),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -247,8 +265,8 @@ def _edges(point: Point) -> tuple[bool, bool]:
 
 def _limits(points: Sequence[Point]) -> tuple[tuple[float, float], tuple[float, float]]:
     """The ends of both axes: the upper one is the last step, the left one before all speeds."""
-    places = [point.xy for point in points]
-    xs, ys = zip(*places, strict=True)
+    xs, ys = zip(*(point.xy for point in points), strict=True)
+    ys = (*ys, *(point.origin_y for point in points))
     room = max(max(xs) / min(xs), 1.2) ** 0.12
     low = min(ys) / max(points[0].last_step / min(ys), 1.5) ** 0.1
     return (min(xs) / room**1.5, max(xs) * room), (low, float(points[0].last_step))
@@ -265,11 +283,12 @@ def _draw(ax: Axes, points: Sequence[Point], size: float, panel_inch: float) -> 
         x, y = point.xy
         slow, late = _edges(point)
         places.append((x_ends[0] if slow else x, y_ends[1] if late else y))
-    origin = places[0]
     for point, place in zip(points, places, strict=True):
         is_baseline = point.text == BASELINE
         change = float(spread(point.final).mean)
         colour = "0.1" if is_baseline else colour_of(change, size)
+        late_origin = bool(point.baseline_is_censored.any())
+        origin = (1.0, y_ends[1] if late_origin else point.origin_y)
         if not is_baseline and place != origin:
             arrow: dict[str, Any] = {"arrowstyle": "-|>", "color": colour, "linewidth": 1.3}
             ends = {"shrinkA": 4, "shrinkB": 2, "mutation_scale": 9}

@@ -12,6 +12,7 @@ import ast
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from bootstrap.choice_table import effect_lines, study_json, table_csv, table_li
 from bootstrap.decompose_plot import write_explanation
 from bootstrap.effect_plot import write_effects
 from bootstrap.errors import BootstrapError, ConfigurationError, Interrupted
-from bootstrap.explanation import explain_lines
+from bootstrap.explanation import explain_lines, n_of_share
 from bootstrap.files import pretty_json
 from bootstrap.grid import changed_recipe
 from bootstrap.interventions import INTERVENTIONS
@@ -33,6 +34,7 @@ from bootstrap.sweep import table_lines as cost_table_lines
 
 TOGETHER = " + "  # between choices that are put on at once
 OPTION = re.compile(r"([a-z_]+(?:\.[a-z_]+)?)=(.+)", re.DOTALL)
+LONGEST_NAME = 80  # of a choice's folder
 OPTIONS = ("model", "optimizer", "schedule", "augmentation", "init")
 
 
@@ -101,8 +103,11 @@ def explain_sides(baseline: Side, choices: Sequence[Side], folder: Path) -> Iter
 
 
 def folder_name(text: str) -> str:
-    """A choice's text as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text).strip("_")[:80]
+    """A choice's text as the name of a folder; a long one ends in a hash of what is cut off."""
+    name = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text).strip("_")
+    if len(name) <= LONGEST_NAME:
+        return name
+    return f"{name[: LONGEST_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 # ---------------------------------------------------------------- what is run
@@ -146,8 +151,8 @@ def with_choice(base: CompareOptions, text: str) -> CompareOptions:
     options = base
     for part in text.split(TOGETHER):
         options = _with_part(options, part.strip())
-    share = options.recipe.keep_fraction / base.recipe.keep_fraction
-    n_samples = tuple(max(round(n * share), 1) for n in base.n_samples)
+    shares = base.recipe.keep_fraction, options.recipe.keep_fraction
+    n_samples = tuple(n_of_share(n, *shares) for n in base.n_samples)
     return replace(options, n_samples=n_samples)
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from math import exp, log
 from typing import Any
 
+from bootstrap.explanation import APPROXIMATE_FROM, NAMES, n_of_share
 from bootstrap.records import SCHEMA
 
 Found = Sequence[tuple[str, dict[str, Any]]]  # choices as they were asked for: content of explain()
@@ -32,12 +33,13 @@ EFFECT_COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Crossover:
-    """The N at which a choice turns from helping to hurting, or the other way: on the line in log N
-    through the mean changes; `between` are the N around it. None where there is none."""
+    """The last N at which a choice turns from helping to hurting, or the other way: on the line in
+    log N through the mean changes; `between` are the N around it. None where there is none."""
 
     n_samples: float | None
     between: tuple[int, int] | None
     hurts_after: bool
+    n_turns: int  # how often it turns; more than once is mostly noise
 
 
 def table_csv(found: Found) -> bytes:
@@ -72,8 +74,11 @@ def csv_bytes(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
 
 
 def shortened(text: str, n_columns: int = 29) -> str:
-    """A choice's text as far as the margin of a figure holds it."""
-    return text if len(text) <= n_columns else f"{text[: n_columns - 3]}..."
+    """A choice's text as far as the margin of a figure holds it; its end tells it from others."""
+    if len(text) <= n_columns:
+        return text
+    n_end = n_columns // 3
+    return f"{text[: n_columns - 3 - n_end]}...{text[-n_end:]}"
 
 
 def numbers(told: dict[str, Any]) -> tuple[float | None, float | None, float | None]:
@@ -85,16 +90,17 @@ def numbers(told: dict[str, Any]) -> tuple[float | None, float | None, float | N
 def limit_n(explained: dict[str, Any]) -> int | None:
     """The N from which dR(N) is dI, for no run uses a sample twice; None if it is not known.
 
-    That of a choice that looks at the N samples themselves never is.
+    That of a choice that looks at the N samples themselves never is, nor where an ideal world
+    ran out of fresh samples.
     """
-    own = [explained[name] for name in ("baseline", "choice")]
+    own = [explained[name] for name in NAMES]
     n_draws = [about.get("n_draws") for about in own]
     if None in n_draws or not all(about.get("shares_prefix", True) for about in own):
         return None
-    return max(
-        round(n / about.get("keep_fraction", 1.0) * own[0].get("keep_fraction", 1.0))
-        for n, about in zip(n_draws, own, strict=True)
-    )
+    if any(APPROXIMATE_FROM in about for about in own):
+        return None
+    shares = [about.get("keep_fraction", 1.0) for about in own]
+    return max(n_of_share(n, share, shares[0]) for n, share in zip(n_draws, shares, strict=True))
 
 
 def effect_points(explained: dict[str, Any]) -> list[tuple[int, float]]:
@@ -114,12 +120,18 @@ def effect_points(explained: dict[str, Any]) -> list[tuple[int, float]]:
 def crossover(points: Sequence[tuple[int, float]]) -> Crossover:
     """Where the change last changes its sign; points are (N, change), N rising."""
     signed = [(n, d) for n, d in points if d != 0]
-    for (low, before), (high, after) in reversed(list(pairwise(signed))):
-        if before * after < 0:
-            share = before / (before - after)
-            n = exp(log(low) + share * (log(high) - log(low)))
-            return Crossover(n_samples=n, between=(low, high), hurts_after=after > 0)
-    return Crossover(n_samples=None, between=None, hurts_after=bool(signed and signed[-1][1] > 0))
+    turns = [(a, b) for a, b in pairwise(signed) if (a[1] > 0) != (b[1] > 0)]
+    hurts_after = bool(signed and signed[-1][1] > 0)
+    if not turns:
+        return Crossover(n_samples=None, between=None, hurts_after=hurts_after, n_turns=0)
+    (low, before), (high, after) = turns[-1]
+    share = before / (before - after)
+    return Crossover(
+        n_samples=exp(log(low) + share * (log(high) - log(low))),
+        between=(low, high),
+        hurts_after=hurts_after,
+        n_turns=len(turns),
+    )
 
 
 def study_json(found: Found) -> dict[str, Any]:
@@ -133,6 +145,7 @@ def study_json(found: Found) -> dict[str, Any]:
                 "n_samples": where.n_samples,
                 "between": None if where.between is None else list(where.between),
                 "hurts_after": where.hurts_after,
+                "n_turns": where.n_turns,
             },
             **explained,
         }
@@ -172,21 +185,40 @@ def effect_lines(found: Found) -> Iterator[str]:
         ]
         last = list(explained["n_samples"].values())[-1]["final"]["error"]["ideal"]
         ends = last["interval_95"]
-        sure = " (its sign is not sure)" if ends and ends[0] <= 0 <= ends[1] else ""
+        sure = " (its sign is not sure)" if ends and ends[0] < 0 < ends[1] else ""
         limit = f"dI = {in_points(last['mean']).strip()}{sure}"
-        yield f"{text}: {', '.join(by_n)}; {limit}; {crossover_text(effect_points(explained))}"
+        words = crossover_text(effect_points(explained), limit_n(explained))
+        yield f"{text}: {', '.join(by_n)}; {limit}; {words}"
 
 
-def crossover_text(known: Sequence[tuple[int, float]]) -> str:
-    """The crossover in words."""
-    where = crossover(known)
+def crossover_text(points: Sequence[tuple[int, float]], limit: int | None) -> str:
+    """The crossover in words; `limit` is the N from which the change is that of the ideal world."""
+    if not points:
+        return "no records"
+    where = crossover(points)
     if where.n_samples is None or where.between is None:
-        last = known[-1][1] if known else 0
-        verdict = "hurts" if last > 0 else "helps" if last < 0 else "changes nothing"
-        return f"no crossover, it {verdict} at every N and in the limit" if known else "no records"
+        return f"no crossover, {_one_sign(points, limit)}"
     before, after = ("helps", "hurts") if where.hurts_after else ("hurts", "helps")
     low, high = where.between
-    return (
+    words = (
         f"crossover at N of about {where.n_samples:,.0f} (between {low:,} and {high:,}):"
         f" it {before} below and {after} above"
     )
+    return words if where.n_turns == 1 else f"the last of {where.n_turns} turns is a {words}"
+
+
+def _one_sign(points: Sequence[tuple[int, float]], limit: int | None) -> str:
+    """What a change does that has one sign at every N, or is 0 at some."""
+    *shown, (last_n, last) = points
+    if limit is None or last_n < limit:
+        return (
+            f"it {_verb(*(d for _, d in points))} at every N that was run; its limit is not known"
+        )
+    if shown and (at_n := _verb(*(d for _, d in shown))) != _verb(last):
+        return f"it {at_n} at the N that were run and {_verb(last)} in the limit"
+    return f"it {_verb(last)} at every N and in the limit"
+
+
+def _verb(*changes: float) -> str:
+    signed = [change for change in changes if change != 0]
+    return "changes nothing" if not signed else "hurts" if signed[0] > 0 else "helps"

@@ -144,8 +144,8 @@ def decompose(baseline: PairCurves, choice: PairCurves) -> Terms:
     time = ((ic_at_c - ic_at_0) + (i0_at_c - i0_at_0)) / 2
     residual = (r_c - ic_at_c) - (r_0 - i0_at_0)
     is_whole = np.isfinite(speed + time + residual)  # or the means would be over different seeds
-    total = np.where(is_whole, r_c - r_0, np.nan)
-    return Terms(speed=speed, time=time, residual=residual, total=total)
+    terms = {"speed": speed, "time": time, "residual": residual, "total": r_c - r_0}
+    return Terms(**{name: np.where(is_whole, term, np.nan) for name, term in terms.items()})
 
 
 def matched(baseline: PairCurves, choice: PairCurves) -> Matched:

@@ -22,10 +22,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bootstrap.caption import about_data, about_test
-from bootstrap.curves import MIN_SEEDS, seeds_with_values, spread
+from bootstrap.curves import MIN_SEEDS, approximate_from, seeds_with_values, spread
 from bootstrap.decompose import PairCurves, decompose, matched, stopping
 from bootstrap.explanation import (
     NAMES,
+    approximate_notes,
     common,
     differences,
     explain,
@@ -43,6 +44,7 @@ from bootstrap.plot import (
     STYLE,
     Line,
     draw_seeds,
+    free_corner,
     label_ends,
     mean_of_all,
     percent,
@@ -107,7 +109,7 @@ def write_explanation(
 
 def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
     """The figure of two runs for one N, with its caption."""
-    seeds, _ = common(baseline, choice)
+    seeds, _ = counted(baseline, choice, n_samples)
     colours = matplotlib.color_sequences["petroff10"]
     pairs = sides(baseline, choice, n_samples, "error", seeds)
     drawn = [
@@ -132,9 +134,20 @@ def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
         return figure
 
 
+def counted(baseline: Run, choice: Run, n_samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The seeds that the figure shows, and those left out: a world failed, or has no record.
+
+    All are shown if none counts, so that one sees how far they came.
+    """
+    seeds, _ = common(baseline, choice)
+    terms = decompose(*sides(baseline, choice, n_samples, "error", seeds))
+    known = tuple(s for s, total in zip(seeds, terms.total, strict=True) if np.isfinite(total))
+    return (known, tuple(s for s in seeds if s not in known)) if known else (seeds, ())
+
+
 def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
     """What a reader must know to judge the figure."""
-    seeds, _ = common(baseline, choice)
+    seeds, left_out = counted(baseline, choice, n_samples)
     n_seeds, recipe = len(seeds), choice.config.get("recipe") or {}
     batch = f" of batch {recipe['batch_size']}" if recipe.get("batch_size") else ""
     what = "; ".join(differences(baseline, choice)) or "nothing that is recorded"
@@ -150,14 +163,22 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
         sentences.append(f"{n_seeds} seeds; bands and bars: Student-t 95 % intervals across seeds.")
     else:
         sentences.append(f"{n_seeds} seed{'s' if n_seeds > 1 else ''}, a dot each; no interval.")
+    if left_out:
+        who = ", ".join(map(str, left_out))
+        sentences.append(f"Left out, a world has no record or failed: seed {who}.")
     if (n_choice := n_of_choice(baseline, choice, n_samples)) != n_samples:
         sentences.append(f"Of so many samples the choice learns from {n_choice:,}.")
     sentences.append(about_test(choice.config, recipe))
     for name, pair in zip(NAMES, sides(baseline, choice, n_samples, "error", seeds), strict=True):
         found = stopping(pair)
-        if n_never := int(found.is_censored.sum()):
+        is_seen = np.isfinite(pair.train_error).any(axis=1)
+        if n_never := int((is_seen & found.is_censored).sum()):
             who = f"{n_never} of {n_seeds} seeds of the" if n_never < n_seeds else "The"
             sentences.append(f"{who} {name} never converged: the last step stands for it.")
+    ends = {
+        name: approximate_from(run) for name, run in zip(NAMES, (baseline, choice), strict=True)
+    }
+    sentences += approximate_notes(ends)
     text = " ".join(sentence for sentence in sentences if sentence)
     return text.replace("N = ", "N\xa0=\xa0")
 
@@ -181,7 +202,7 @@ def _draw_curves(ax: Axes, sides: list[Side]) -> None:
     ]
     if any(stopping(side.pair).is_censored.all() for side in sides):
         handles.append(Line2D([], [], **CONVERGENCE_MARK | NEVER | grey, label="not converged"))
-    ax.legend(handles=handles, loc="lower left")
+    ax.legend(handles=handles, loc=free_corner(lines, max(tops)))
     label_ends(ax, lines)
 
 
@@ -211,7 +232,7 @@ def _draw_terms(ax: Axes, sides: list[Side]) -> None:
         field.name: getattr(terms, field.name) for field in fields(terms)
     }
     change = matched(baseline, choice)
-    rows[f"step {int(change.steps[-1]):,}"] = change.real[:, -1]
+    rows["last step"] = change.real[:, -1]
     for row, values in enumerate(rows.values()):
         told = spread(values)
         colour = "0.72" if row < 3 else sides[1].colour

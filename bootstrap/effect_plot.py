@@ -25,6 +25,7 @@ from bootstrap.choice_table import (
     shortened,
 )
 from bootstrap.curves import MIN_SEEDS
+from bootstrap.explanation import APPROXIMATE_FROM, approximate_notes
 from bootstrap.plot import (
     CAPTION_COLUMNS,
     FONT_PT,
@@ -141,7 +142,11 @@ def effect_caption(found: Found) -> str:
         return "No choice has a record."
     one = found[0][1]
     steps = {of_n["final"]["step"] for of_n in one["n_samples"].values()}
-    n_seeds = len(one["seeds"])
+    counts = sorted({len(explained["seeds"]) for _, explained in found})
+    n_seeds = " to ".join(map(str, (counts[0], counts[-1])[: len(counts)]))
+    bars = "Student-t 95 % intervals across seeds" if counts[-1] >= MIN_SEEDS else "no interval"
+    ends = {"baseline": one["baseline"].get(APPROXIMATE_FROM)}
+    ends |= {text: explained["choice"].get(APPROXIMATE_FROM) for text, explained in found}
     sentences = [
         "Change of the real world's test error at the last step"
         f" ({', '.join(f'{step:,}' for step in sorted(steps))}), choice minus baseline"
@@ -149,8 +154,8 @@ def effect_caption(found: Found) -> str:
         "As N grows it tends to the change dI in the ideal world, which it is exactly where no"
         " sample is used twice (diamond).",
         "Between N a line, in log N; a cross where it meets 0.",
-        f"{n_seeds} seed{'s' * (n_seeds != 1)};"
-        f" {'Student-t 95 % intervals across seeds' if n_seeds >= MIN_SEEDS else 'no interval'}.",
+        f"{n_seeds} seed{'s' * (counts[-1] > 1)}; {bars}.",
         f"{one['n_test']:,} test images at the last step." if one.get("n_test") else "",
+        *approximate_notes(ends),
     ]
     return " ".join(sentence for sentence in sentences if sentence)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from bootstrap.caption import approximate_note
 from bootstrap.curves import approximate_from, number, scalar_spread
 from bootstrap.decompose import (
     PairCurves,
@@ -32,6 +33,7 @@ from bootstrap.runlog import METRICS, Run
 
 NAMES = ("baseline", "choice")
 CALIBRATION = ("ece", "scaled_soft_error", "scaled_loss")  # of the choice `calibration`
+APPROXIMATE_FROM = "ideal_approximate_from"
 SAME = ("data", "pool_n_samples", "n_test")  # of two identities, or the runs share no test or seed
 
 
@@ -69,7 +71,12 @@ def n_of_choice(baseline: Run, choice: Run, n_samples: int) -> int:
     alike have the same N.
     """
     shares = [run.config.get("keep_fraction", 1.0) for run in (baseline, choice)]
-    return round(n_samples * shares[1] / shares[0])
+    return n_of_share(n_samples, *shares)
+
+
+def n_of_share(n_samples: int, share: float, other: float) -> int:
+    """The N of a run that keeps the `other` share, against one that keeps `share`; 1 at least."""
+    return max(round(n_samples * other / share), 1)
 
 
 def sides(
@@ -128,7 +135,7 @@ def _about(run: Run) -> dict[str, Any]:
     if {"n_steps", "batch_size"} <= {*recipe}:
         told["n_draws"] = recipe["n_steps"] * recipe["batch_size"]
     if (step := approximate_from(run)) is not None:
-        told["ideal_approximate_from"] = step
+        told[APPROXIMATE_FROM] = step
     return {"run": run.name, "status": run.status, **told}
 
 
@@ -145,7 +152,7 @@ def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict
             metric: {f.name: scalar_spread(list(getattr(found, f.name))) for f in fields(found)}
             for metric, found in terms.items()
         },
-        "gap_at_convergence": _gaps(both),
+        "gap_at_convergence": _gaps(both, is_known),
         "final": _final(both | measured),
         "per_seed": {
             str(seed): {
@@ -176,14 +183,18 @@ def _of_seed(found: Stopping, row: int) -> dict[str, Any]:
     return {"step": int(found.steps[row]), "censored": bool(found.is_censored[row])}
 
 
-def _gaps(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
-    """Of each run by itself, the gap where its real world converges."""
-    taus = [stopping(pair).steps for pair in both["error"]]
+def _gaps(
+    both: dict[str, tuple[PairCurves, PairCurves]], is_known: Bool[np.ndarray, " n_seeds"]
+) -> dict[str, Any]:
+    """Of each run by itself, the gap where its real world converges, over seeds where it does."""
+    found = [stopping(pair) for pair in both["error"]]
+
+    def gaps(pair: PairCurves, k: int) -> list[float | None]:
+        values = score_at(pair.steps, pair.gap, found[k].steps)
+        return list(np.where(is_known & ~found[k].is_censored, values, np.nan))
+
     return {
-        name: {
-            metric: scalar_spread(list(score_at(pairs[k].steps, pairs[k].gap, taus[k])))
-            for metric, pairs in both.items()
-        }
+        name: {metric: scalar_spread(gaps(pairs[k], k)) for metric, pairs in both.items()}
         for k, name in enumerate(NAMES)
     }
 
@@ -248,6 +259,7 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
         if pick := about.get("lr_pick"):
             yield f"{'':<9} {lr_line(pick)}"
     yield f"they differ in {'; '.join(explained['differences']) or 'nothing that is recorded'}"
+    yield from approximate_notes({name: explained[name].get(APPROXIMATE_FROM) for name in NAMES})
     yield f"{'N':>8} {'':>12} {'change in test error':>22} {'95 % interval':>20}"
     for n, found in explained["n_samples"].items():
         for field in fields(Terms):
@@ -258,9 +270,17 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
         last = f"at step {found['final']['step']:,}"
         yield f"{'':>8} {last:>12} {_signed(final['mean']):>22} {_ends(final):>20}"
         gaps = [found["gap_at_convergence"][name]["soft_error"]["mean"] for name in NAMES]
-        yield f"{'':>8} soft-error gap there: {' and '.join(map(_signed, gaps))} (each run's own)"
+        both = " and ".join(map(_signed, gaps))
+        yield f"{'':>8} soft-error gap there: {both} (each run's own, where it converges)"
         yield from _notes(found)
         yield from _calibration_lines(found["final"])
+
+
+def approximate_notes(steps: Mapping[str, int | None]) -> Iterator[str]:
+    """By name, of each run whose ideal world ran out of fresh samples, from which step on."""
+    for name, step in steps.items():
+        if step is not None:
+            yield f"{approximate_note(step)} ({name})."
 
 
 def lr_line(pick: dict[str, Any]) -> str:
@@ -274,6 +294,8 @@ def lr_line(pick: dict[str, Any]) -> str:
 
 def _notes(found: dict[str, Any]) -> Iterator[str]:
     for name, at in found["convergence"].items():
+        if not at["n_seeds"]:
+            continue
         mean = at["step"]["mean"]
         when = "never converges" if mean is None else f"converges at step {mean:,.0f}"
         if at["n_censored"] and mean is not None:

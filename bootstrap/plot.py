@@ -181,12 +181,12 @@ def _draw_errors(ax: Axes, run: Run, lines: list[Line]) -> None:
     set_percent_axis(ax, "test error")
     tops = [line.errors[np.isfinite(line.errors)].max(initial=0) for line in lines]
     ax.set_ylim(0, 1.06 * max(tops) or 1)
-    ax.legend(handles=_legend_of_marks(), loc=_free_corner(lines, max(tops)))
+    ax.legend(handles=_legend_of_marks(), loc=free_corner(lines, max(tops)))
     if not any(line.errors.size for line in lines):
         ax.text(0.5, 0.5, "no records yet", transform=ax.transAxes, ha="center", color="0.4")
 
 
-def _free_corner(lines: list[Line], top: float) -> Literal["lower left", "upper right"]:
+def free_corner(lines: list[Line], top: float) -> Literal["lower left", "upper right"]:
     """Below the curves on the left, unless one of them is down there already."""
     last = max((line.steps.max(initial=1) for line in lines), default=1)
     early = [line.errors[:, line.steps <= last**0.55] for line in lines]

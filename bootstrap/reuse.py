@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import least_squares
 
 from bootstrap.curves import at_steps, number, spread
@@ -229,9 +229,6 @@ def reuse_of(run: Run) -> Reuse:
     """The reuse rates along a run: E if its learning rate never falls, else on the trajectory."""
     n_seeds = len(run.seeds)
     ideal = _track(run.ideal, n_seeds)
-    is_used = at_steps(run.ideal, f"extra.{APPROXIMATE}", run.ideal.steps, n_seeds) == 1
-    for scores in ideal.scores.values():
-        scores[is_used] = np.nan  # past the stream's end its samples are not fresh ones
     worlds = {n: _track(run.real[n], n_seeds) for n in run.n_samples}
     for seed, n in run.refused:  # these worlds are not compared
         for scores in worlds[n].scores.values():
@@ -251,6 +248,11 @@ def across_horizons(runs: Sequence[Run]) -> Reuse:
     seeds = tuple(sorted(set.intersection(*(set(run.seeds) for run in runs))))
     n_samples = sorted({n for run in runs for n in run.n_samples})
     worlds = {n: _last_scores([(run, run.real.get(n)) for run in runs], seeds) for n in n_samples}
+    for column, run in enumerate(runs):
+        for seed, n in run.refused:  # these worlds are not compared
+            if seed in seeds:
+                for scores in worlds[n].scores.values():
+                    scores[seeds.index(seed), column] = np.nan
     ideal = _last_scores([(run, run.ideal) for run in runs], seeds)
     return _reuse(seeds, ideal, worlds, is_on_trajectory=False)
 
@@ -267,22 +269,30 @@ def _reuse(
 
 
 def _track(curves: Curves, n_seeds: int) -> Track:
-    at = {m: at_steps(curves, f"test_{m}", curves.steps, n_seeds) for m in METRICS}
+    at = {m: _scores(curves, m, curves.steps, n_seeds) for m in METRICS}
     return Track(samples=at_steps(curves, "samples_seen", curves.steps, n_seeds), scores=at)
+
+
+def _scores(curves: Curves, metric: str, steps: Int[np.ndarray, " n"], n_seeds: int) -> np.ndarray:
+    """Test scores; NaN past a stream's end, where the ideal world's samples are no fresh ones."""
+    scores = at_steps(curves, f"test_{metric}", steps, n_seeds)
+    is_used = at_steps(curves, f"extra.{APPROXIMATE}", steps, n_seeds) == 1
+    return np.where(is_used, np.nan, scores)
 
 
 def _last_scores(worlds: Sequence[tuple[Run, Curves | None]], seeds: tuple[int, ...]) -> Track:
     """A point per run: its score at `n_steps`, NaN where a seed has not come that far."""
-    names = ("samples_seen", *(f"test_{m}" for m in METRICS))
-    points = {name: np.full((len(seeds), len(worlds)), np.nan) for name in names}
+    unknown = np.full((len(seeds), len(worlds)), np.nan)
+    samples, scores = unknown.copy(), {m: unknown.copy() for m in METRICS}
     for column, (run, curves) in enumerate(worlds):
         if curves is None:
             continue
         rows = [run.seeds.index(seed) for seed in seeds]
-        end = np.array([run.config["recipe"]["n_steps"]])
-        for name in names:
-            points[name][:, column] = at_steps(curves, name, end, len(run.seeds))[rows, 0]
-    return Track(samples=points["samples_seen"], scores={m: points[f"test_{m}"] for m in METRICS})
+        end, n_seeds = np.array([run.config["recipe"]["n_steps"]]), len(run.seeds)
+        samples[:, column] = at_steps(curves, "samples_seen", end, n_seeds)[rows, 0]
+        for metric in METRICS:
+            scores[metric][:, column] = _scores(curves, metric, end, n_seeds)[rows, 0]
+    return Track(samples=samples, scores=scores)
 
 
 def _never_falls(worlds: Sequence[Curves]) -> bool:

@@ -65,7 +65,8 @@ class Series:
         both = np.isfinite(scores["real"]["error"] + scores["ideal"]["error"])
         for row, seed in enumerate(self.seeds):
             converged = convergence_step(real.steps, train[row])
-            known = np.flatnonzero(both[row] & (steps <= (converged or steps[-1])))
+            last = steps[-1] if converged is None else converged
+            known = np.flatnonzero(both[row] & (steps <= last))
             if not len(known):
                 continue
             at = known[-1]

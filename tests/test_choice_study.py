@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -26,6 +27,7 @@ from bootstrap.choice_study import build_sides, folder_name, with_choice
 from bootstrap.choice_table import (
     TABLE_COLUMNS,
     crossover,
+    crossover_text,
     effect_lines,
     effect_points,
     limit_n,
@@ -39,6 +41,7 @@ from bootstrap.errors import ConfigurationError
 from bootstrap.explanation import explain, n_of_choice
 from bootstrap.interventions.flooding import Flooding
 from bootstrap.interventions.mixing import Mixup
+from bootstrap.interventions.pruning import RandomPruning
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
 from bootstrap.sweep import run_in_turn
@@ -143,6 +146,36 @@ def test_a_change_of_exactly_nothing_is_no_change_of_sign():
     assert crossover([(100, -0.1), (1_000, 0.0), (10_000, 0.1)]).between == (100, 10_000)
 
 
+def test_several_changes_of_sign_are_counted():
+    where = crossover([(100, -0.1), (1_000, 0.1), (10_000, -0.1)])
+    assert (where.n_turns, where.between, where.hurts_after) == (2, (1_000, 10_000), False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "limit", "words"),
+    [
+        ((-0.1, -0.1), 1_000, "no crossover, it helps at every N and in the limit"),
+        ((0.1, 0.1), 1_000, "no crossover, it hurts at every N and in the limit"),
+        ((-0.1, 0.0), 1_000, "it helps at the N that were run and changes nothing in the limit"),
+        ((0.0, 0.1), 1_000, "it changes nothing at the N that were run and hurts in the limit"),
+        ((0.0, 0.0), 1_000, "it changes nothing at every N and in the limit"),
+        ((-0.1, -0.1), None, "it helps at every N that was run; its limit is not known"),
+        ((-0.1, 0.1), 1_000, "between 100 and 1,000): it helps below and hurts above"),
+        ((0.1, -0.1, 0.1), None, "the last of 2 turns is a crossover at N of about 3,162"),
+        ((), None, "no records"),
+    ],
+)
+def test_a_crossover_in_words(changes, limit, words):
+    points = [(n, d) for n, d in zip((100, 1_000, 10_000), changes, strict=False)]
+    assert words in crossover_text(points, limit)
+
+
+def test_long_names_of_one_choice_stay_apart_in_a_figure():
+    texts = [f"mine.py:Something(first=1, second=2, third={k})" for k in (1, 2)]
+    assert len({shortened(text) for text in texts}) == 2
+    assert {len(shortened(text)) for text in texts} == {29}
+
+
 def test_effects_are_told_drawn_and_saved(found, tmp_path):
     assert all("dI = " in line for line in [*effect_lines(found)][1:])
     paths = write_effects(found, tmp_path / "out")
@@ -169,6 +202,24 @@ def test_a_pruned_run_stands_against_the_n_that_it_was_pruned_from(baseline, tmp
     assert told == pytest.approx(expected.mean())
 
 
+@pytest.mark.parametrize("keep", [0.3, 0.5, 0.7])
+def test_a_pruning_choice_is_run_with_the_n_that_it_is_compared_at(baseline, keep, tmp_path):
+    """Also where the baseline prunes: a half must not round one way here and another there."""
+    (tmp_path / "mine.py").write_text(
+        "from bootstrap.interventions.pruning import RandomPruning\n"
+        "class Again(RandomPruning):\n    pass\n"
+    )
+    sizes = tuple(range(1, 2_000))
+    recipe = replace(BASE.recipe, choices=(RandomPruning(keep=0.7),))
+    base = replace(BASE, n_samples=sizes, recipe=recipe)
+    options = with_choice(base, f"{tmp_path}/mine.py:Again(keep={keep})")
+    runs = [
+        replace(baseline, config={"keep_fraction": own.recipe.keep_fraction})
+        for own in (base, options)
+    ]
+    assert options.n_samples == tuple(n_of_choice(*runs, n) for n in sizes)
+
+
 # ---------------------------------------------------------------- the map
 
 
@@ -193,6 +244,28 @@ def test_what_is_never_reached_is_censored_at_the_last_step():
     point = point_of("slow", 10, zero, slow)
     assert (point.speed[0], point.step[0]) == (pytest.approx(20 / 30), 30)
     assert (point.speed_is_censored & point.step_is_censored)[0]
+
+
+def test_a_seed_without_its_last_evaluation_is_no_part_of_a_point():
+    train = [[0.9, 0.5, 0.0, 0.0]] * 2
+    zero = curves([[0.9, 0.5, 0.5, 0.5]] * 2, [[0.9, 0.7, 0.5, 0.4]] * 2, train)
+    real = [[0.9, 0.5, 0.5, 0.5], [0.9, 0.5, 0.5, np.nan]]  # converged, then interrupted
+    point = point_of("stopped", 10, zero, curves(real, [[0.9, 0.7, 0.5, 0.4]] * 2, train))
+    assert len(point.speed) == len(point.final) == 1
+
+
+def test_an_arrow_starts_where_the_baseline_is_on_the_choices_own_seeds():
+    late, soon = [0.9, 0.5, 0.5, 0.0], [0.9, 0.0, 0.0, 0.0]
+    real, ideal = [0.9, 0.5, 0.5, 0.5], [0.9, 0.7, 0.5, 0.4]
+    zero = curves([real] * 2, [ideal] * 2, [late, soon])
+    whole = point_of("baseline", 10, zero, zero)
+    zero_of_second, second = curves(real, ideal, soon), curves(real, ideal, late)
+    one = point_of("one", 10, zero_of_second, second)
+    assert (one.origin_y, one.xy[1]) == (pytest.approx(10), pytest.approx(30))
+    assert whole.xy[1] == pytest.approx(np.sqrt(300))
+    figure = plot_map([[whole, one]], "")
+    (arrow,) = [t for t in figure.axes[0].texts if t.arrow_patch and not t.get_text()]
+    assert arrow.xyann[1] == pytest.approx(10)
 
 
 def test_the_baseline_stands_at_speed_1(baseline, choices):
@@ -224,7 +297,7 @@ def overlapping(figure):
 def test_no_name_lies_over_another_even_of_forty_choices_that_change_little(baseline):
     many = {f"choice_of_name(strength={k})" + "x" * (k % 12): baseline for k in range(40)}
     maps = [points_of(baseline, many, n) for n in N]
-    figure = plot_map(maps, map_caption(baseline, maps))
+    figure = plot_map(maps, map_caption(baseline, many, maps))
     assert overlapping(figure) == []
     drawn = {t.get_text() for t in figure.axes[0].texts}
     assert {shortened(name) for name in many} <= drawn
@@ -238,7 +311,7 @@ def test_a_censored_point_is_on_the_edge_with_an_arrow_head(baseline, choices):
     heads = [line for line in ax.lines if line.get_marker() == "^"]
     assert len(heads) == 4  # the baseline too
     assert {float(line.get_ydata()[0]) for line in heads} == {float(ax.get_ylim()[1])}
-    assert "On the edge, with an arrow head (4)" in map_caption(baseline, maps)
+    assert "On the edge, with an arrow head (4)" in map_caption(baseline, choices, maps)
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -271,6 +344,9 @@ def test_what_is_no_choice_is_refused(text, why):
 
 def test_a_folder_has_a_name_that_any_disk_takes():
     assert folder_name("mine.py:Flat(strength=1) + mixup") == "mine.py_Flat_strength=1_+_mixup"
+    one, other = (folder_name("mixup + " * 12 + f"cutout(size_px={k})") for k in (7, 8))
+    assert one != other
+    assert len(one) == len(other) == 80
 
 
 def test_a_baseline_is_a_preset_a_run_or_a_file(tmp_path):

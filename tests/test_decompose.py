@@ -12,6 +12,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from synthetic_runs import GRID, configure, finish, record, write_run, write_world
 
+from bootstrap.choice_table import limit_n
+from bootstrap.curves import approximate_from
 from bootstrap.decompose import PairCurves, decompose, matched, score_at, stopping
 from bootstrap.decompose_plot import choice_caption, plot_choice, write_explanation
 from bootstrap.errors import ConfigurationError, DataError
@@ -154,6 +156,15 @@ def test_runs_of_different_length_are_refused():
         decompose(short, long)
 
 
+def test_a_seed_without_all_records_counts_in_no_term():
+    zero = pair([[0.9, 0.5, 0.5, 0.5]] * 2, [[0.9, 0.6, 0.5, 0.4]] * 2, [[0.9, 0.5, 0.5, 0.5]] * 2)
+    real = [[0.9, 0.5, 0.4, 0.3], [0.9, 0.5, np.nan, np.nan]]  # the second was interrupted
+    choice = pair(real, [[0.9, 0.4, 0.3, 0.2]] * 2, [[0.9, 0.5, 0.5, 0.5]] * 2)
+    found = decompose(zero, choice)
+    for name in TERMS:
+        assert [*np.isfinite(getattr(found, name))] == [True, False], name
+
+
 # ---------------------------------------------------------------- two runs
 
 
@@ -276,6 +287,52 @@ def test_a_failed_world_is_left_out(runs):
     assert (found["20"]["left_out"], found["160"]["left_out"]) == ([1], [])
 
 
+def test_the_figure_leaves_out_a_failed_seed_and_says_so(runs):
+    (runs[1].path / "seed-1" / "real-n20.failed.json").write_text('{"step": 3, "reason": "nan"}')
+    both = runs[0], load_run(runs[1].path)
+    said = choice_caption(*both, 20)
+    assert "2 seeds, a dot each; no interval." in said
+    assert "Left out, a world has no record or failed: seed 1." in said
+    assert "never converged" not in said
+    below = plot_choice(*both, 20).axes[1]
+    assert {len(line.get_xdata()) for line in below.lines if line.get_marker() == "o"} == {2}
+
+
+def test_the_gap_at_convergence_is_over_seeds_that_converge(runs):
+    for name in ("baseline", "choice"):
+        told = [
+            f["gap_at_convergence"][name]["error"] for f in explain(*runs)["n_samples"].values()
+        ]
+        assert [gap["n_seeds"] for gap in told] == [3, 0]  # N = 160 never does
+        assert told[1]["mean"] is None
+
+
+def approximate(run, step, **config):
+    """The run with an ideal world whose samples are used again after a step."""
+    for path in run.path.glob("seed-*/ideal.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows:
+            if row["step"] > step:
+                row["extra"] = {"approximate": 1.0}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    configure(run.path, pool_n_samples=10 * step, **config)
+    return load_run(run.path)
+
+
+def test_an_approximate_ideal_world_is_told_and_has_no_limit(runs):
+    runs[1] = approximate(runs[1], 16)
+    found = explain(*runs)
+    note = "from step 16 on the ideal world is approximate (choice)."
+    assert note in "\n".join(explain_lines(found))
+    assert note in choice_caption(*runs, 20)
+    assert "(baseline)." not in choice_caption(*runs, 20)
+    assert (limit_n(explain(runs[0], runs[0])), limit_n(found)) == (320, None)
+
+
+def test_a_pruned_stream_ends_earlier(runs):
+    assert approximate_from(approximate(runs[0], 16, n_kept=80)) == 8
+
+
 def test_a_pair_without_any_record_in_common_does_not_crash(tmp_path):
     runs = []
     for name in ("a", "b"):
@@ -302,7 +359,7 @@ def test_the_figure_names_its_four_curves_and_terms(runs):
     above, below = plot_choice(*runs, 20).axes
     names = {text.get_text() for text in above.texts}
     assert names >= {f"{w}, {r}" for w in ("real", "ideal") for r in ("baseline", "choice")}
-    assert [t.get_text() for t in below.get_yticklabels()] == [*TERMS, f"step {GRID[-1]}"]
+    assert [t.get_text() for t in below.get_yticklabels()] == [*TERMS, "last step"]
     assert len(below.patches) == 5
 
 

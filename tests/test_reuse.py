@@ -260,6 +260,24 @@ def test_a_run_that_has_not_come_to_its_last_step_is_no_horizon(tmp_path):
     assert max(across_horizons(load_runs(tmp_path)).rates[80]) == 64
 
 
+def test_a_horizon_past_the_streams_end_does_not_count(tmp_path):
+    runs = write_horizons(tmp_path, {80: float})
+    (last,) = [run for run in runs if run.config["recipe"]["n_steps"] == 1024]
+    path = last.path / "seed-0" / "ideal.jsonl"
+    *rows, end = [json.loads(line) for line in path.read_text().splitlines()]
+    end["extra"] = {"approximate": 1.0}
+    path.write_text("".join(json.dumps(row) + "\n" for row in (*rows, end)))
+    (limit,) = across_horizons(load_runs(tmp_path)).limits[80]
+    assert limit == 512 * BATCH_SIZE / 80
+
+
+def test_a_horizon_with_a_failed_world_does_not_count(tmp_path):
+    runs = write_horizons(tmp_path, {80: float})
+    (last,) = [run for run in runs if run.config["recipe"]["n_steps"] == 1024]
+    (last.path / "seed-0" / "real-n80.failed.json").write_text('{"step": 1024, "reason": "nan"}')
+    assert max(across_horizons(load_runs(tmp_path)).rates[80]) == 64
+
+
 def test_horizons_of_different_recipes_are_refused(tmp_path):
     runs = write_horizons(tmp_path, {80: float})
     configure(runs[0].path, recipe={"n_steps": 9, "schedule": "constant"})

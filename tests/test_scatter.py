@@ -47,6 +47,13 @@ def test_a_dot_is_the_mean_over_seeds_of_both_worlds(run):
         assert dot.over_seeds("soft_error", world).to_json() == scalar_spread(list(by_seed))
 
 
+def test_a_world_that_has_converged_before_its_first_step_stands_there(tmp_path):
+    write_world(tmp_path, None, [record(0, 0.9), record(1, 0.5)])
+    run = write_world(tmp_path, 20, [record(0, 0.9, 0.0), record(1, 0.6, 0.0)])
+    (at,) = Series("learned before", run, 20).at_convergence
+    assert (at.step, at.is_censored) == (0, False)
+
+
 def test_seeds_converge_at_steps_of_their_own(tmp_path):
     for seed, converges in ((0, 2), (1, 4)):
         for n in (None, 40):
