@@ -18,7 +18,13 @@ from bootstrap.runlog import load_run
 NAME = "README.md"
 WIDTH_PX = 360
 HEAD = (
-    "# Results\n\nWritten by `deep-bootstrap report --readme`. A picture leads to its result.{}\n\n"
+    "# Results\n\nWritten by `deep-bootstrap report --readme`."
+    " A name leads to its records or numbers.{}\n\n"
+)
+STUDY = "study.json"  # what `explain --choice` writes beside its map
+ABOUT_STUDY = (
+    "Design choices against one baseline: to the right if the ideal world is faster, upwards if the"
+    " real world converges later, blue if test error falls."
 )
 TABLE = "| | |\n|---|---|\n"
 
@@ -40,10 +46,14 @@ def write_index(root: Path) -> Path:
 
 
 def _rows(root: Path) -> Iterator[str]:
-    """Figures of several runs first, then runs."""
+    """Figures of several runs first, then studies of choices, then runs."""
     figures = [*sorted(root.rglob("figures/*.png")), *sorted(root.rglob("scatter.png"))]
     for picture in figures:
         yield _row(root, picture, picture.with_suffix(".csv"), picture.stem, about_figure(picture))
+    for picture in sorted(root.rglob("map.png")):
+        if (picture.parent / STUDY).exists():
+            folder = picture.parent
+            yield _row(root, picture, folder, folder.relative_to(root).as_posix(), ABOUT_STUDY)
     for picture in sorted(root.rglob("curves.png")):
         if (picture.parent / "pair.json").exists():
             folder = picture.parent
@@ -54,8 +64,9 @@ def _rows(root: Path) -> Iterator[str]:
 
 def _row(root: Path, picture: Path, target: Path, name: str, about: str) -> str:
     image, link = (quote(path.relative_to(root).as_posix()) for path in (picture, target))
-    thumbnail = f'<a href="{link}"><img src="{image}" width="{WIDTH_PX}" alt=""></a>'
-    return f"| {thumbnail} | **{_plain(name)}**: {_plain(about)} |\n"
+    alt = html.escape(name)
+    thumbnail = f'<a href="{image}"><img src="{image}" width="{WIDTH_PX}" alt="{alt}"></a>'
+    return f"| {thumbnail} | [**{_plain(name)}**]({link}): {_plain(about)} |\n"
 
 
 def about_figure(picture: Path) -> str:

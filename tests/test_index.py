@@ -12,7 +12,7 @@ from bootstrap.index import write_index
 
 @pytest.fixture
 def root(tmp_path):
-    """A run, another whose configuration says nothing, a figure of the paper and other files."""
+    """A run, another whose configuration says nothing, two figures, a study and other files."""
     root = tmp_path / "results"
     recipe = {"model": "mlp(width=8)", "batch_size": 10, "n_steps": 32}
     first = finish(write_run(root / "first"))
@@ -24,6 +24,9 @@ def root(tmp_path):
     for name in ("fig1-laptop", "mine"):
         for ending in ("png", "csv"):
             (root / "figures" / f"{name}.{ending}").write_bytes(b"")
+    (root / "explain" / "first").mkdir(parents=True)
+    for name in ("map.png", "study.json"):
+        (root / "explain" / "first" / name).write_bytes(b"")
     (root / "LOG.md").write_text("")
     (root / "elsewhere").mkdir()
     (root / "elsewhere" / "curves.png").write_bytes(b"")  # no run
@@ -34,18 +37,19 @@ def test_every_result_has_a_picture_and_a_sentence(root):
     path = write_index(root)
     rows = [line for line in path.read_text().splitlines() if "<img" in line]
     names = [re.search(r"\*\*(.*?)\*\*", row)[1] for row in rows]
-    assert names[:2] == ["fig1-laptop", "mine"]
-    assert [name.partition("/")[0] for name in names[2:]] == ["deep", "first"]
+    assert names[:3] == ["fig1-laptop", "mine", "explain/first"]
+    assert [name.partition("/")[0] for name in names[3:]] == ["deep", "first"]
     assert (
         "Three architectures from scratch in both worlds (after Figure 1 of the paper)." in rows[0]
     )
-    assert "mlp(width=8), N = 40 and 160, 32 SGD steps of batch 10." in rows[3]
+    assert "Design choices against one baseline" in rows[2]
+    assert "mlp(width=8), N = 40 and 160, 32 SGD steps of batch 10." in rows[4]
 
 
 def test_every_link_is_relative_and_leads_to_something(root):
     text = write_index(root).read_text()
     links = re.findall(r'(?:href|src)="(.*?)"', text) + re.findall(r"\]\((.*?)\)", text)
-    assert len(links) == 9  # two of each result, and the note
+    assert len(links) == 3 * 5 + 1  # three of each result, and the note
     for link in links:
         assert not link.startswith(("/", "http"))
         assert (root / unquote(link)).exists()
