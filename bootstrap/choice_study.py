@@ -2,39 +2,31 @@
 
     explain --baseline laptop --choice "flooding(level=0.05)" --choice mixup --seeds 0-2
 
-Pairs that are done are loaded, others are run as `compare` would. Every choice gets a folder with
-its decomposition; beside them lie the table, what each changes as N grows, and the map of all.
+Pairs that are done are loaded, others are run as `compare` would; `bootstrap.study_results` says
+what they tell.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from bootstrap import files
-from bootstrap.choice_map import write_map
-from bootstrap.choice_table import effect_lines, study_json, table_csv, table_lines
-from bootstrap.decompose_plot import write_explanation
-from bootstrap.effect_plot import write_effects
 from bootstrap.errors import BootstrapError, ConfigurationError, Interrupted
-from bootstrap.explanation import explain_lines, n_of_share
-from bootstrap.files import pretty_json
+from bootstrap.explanation import n_of_share
 from bootstrap.grid import changed_recipe
 from bootstrap.interventions import INTERVENTIONS
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
 from bootstrap.spec import did_you_mean, parse_spec
+from bootstrap.study_results import write_study
 from bootstrap.sweep import Job, run_jobs, who_runs
 from bootstrap.sweep import table_lines as cost_table_lines
 
 TOGETHER = " + "  # between choices that are put on at once
 OPTION = re.compile(r"([a-z_]+(?:\.[a-z_]+)?)=(.+)", re.DOTALL)
-LONGEST_NAME = 80  # of a choice's folder
 OPTIONS = ("model", "optimizer", "schedule", "augmentation", "init")
 
 
@@ -72,42 +64,10 @@ def run_study(options: ExplainOptions, is_stopped: Callable[[], bool]) -> Iterat
     done = [side for side in choices if side.job.is_done()]
     if done:
         folder = options.out or options.results / "explain" / baseline.job.plan.folder.name
-        yield from explain_sides(baseline, done, folder)
+        runs = {side.text: load_run(side.job.plan.folder) for side in done}
+        yield from write_study(load_run(baseline.job.plan.folder), runs, folder)
     if failure is not None:
         raise failure
-
-
-def explain_sides(baseline: Side, choices: Sequence[Side], folder: Path) -> Iterator[str]:
-    """Write and say what saved pairs tell of their choices."""
-    zero = load_run(baseline.job.plan.folder)
-    paths: list[Path] = []
-    found: list[tuple[str, dict[str, Any]]] = []
-    for side in choices:
-        explained, own = write_explanation(
-            zero, load_run(side.job.plan.folder), folder / folder_name(side.text)
-        )
-        found.append((side.text, explained))
-        paths += own
-        yield f"\n{side.text}"
-        yield from explain_lines(explained)
-    contents = {"table.csv": table_csv(found), "study.json": pretty_json(study_json(found))}
-    for name, content in contents.items():
-        files.replace(folder / name, content)
-    runs = {side.text: load_run(side.job.plan.folder) for side in choices}
-    paths += [folder / name for name in contents]
-    paths += [*write_effects(found, folder), *write_map(zero, runs, folder / "map")]
-    yield ""
-    yield from table_lines(found)
-    yield from effect_lines(found)
-    yield from map(str, paths)
-
-
-def folder_name(text: str) -> str:
-    """A choice's text as the name of a folder; a long one ends in a hash of what is cut off."""
-    name = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text).strip("_")
-    if len(name) <= LONGEST_NAME:
-        return name
-    return f"{name[: LONGEST_NAME - 9]}-{sha256(text.encode()).hexdigest()[:8]}"
 
 
 # ---------------------------------------------------------------- what is run

@@ -227,17 +227,10 @@ def explain_(argv: list[str]) -> None:
             for line in run_study(options, stop.is_requested):
                 print(line, flush=True)
         return
-    from bootstrap.decompose_plot import write_explanation
-    from bootstrap.explanation import explain_lines
-    from bootstrap.runlog import load_run
+    from bootstrap.study_results import explain_saved
 
-    baseline, choice = map(load_run, options.runs)
-    folder = options.out or choice.path / "explain" / baseline.name
-    explained, paths = write_explanation(baseline, choice, folder)
-    for line in explain_lines(explained):
+    for line in explain_saved(options.runs, options.results, options.out):
         print(line)
-    for path in paths:
-        print(path)
 
 
 def report(argv: list[str]) -> None:

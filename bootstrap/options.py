@@ -301,14 +301,15 @@ class PlotOptions:
 @dataclass(frozen=True, kw_only=True)
 class ExplainOptions(ManyPairs):
     """Say why a design choice changes the real world's error: it learns faster from fresh samples
-    (speed), or converges later on re-used ones (time). Two saved runs, BASELINE and CHOICE, need
-    neither torch nor data; with --choice the pairs are run first, or loaded where they are done."""
+    (speed), or converges later on re-used ones (time). Saved runs, BASELINE and one CHOICE or more,
+    need neither torch nor data; with --choice pairs are run first, or loaded where they are."""
 
     runs: Positional[tuple[Path, ...]] = ()
-    """two runs, without the choice and with it: same data, seeds and number of steps"""
+    """a run without and one with the choice: same data, seeds and number of steps; or with several
+    choices, each called by its folder"""
     out: Path | None = None
-    """folder of what is written; by default <choice>/explain/<baseline's name>, and with --choice
-    <results>/explain/<baseline's name>"""
+    """folder of what is written; by default <choice>/explain/<baseline's name>, and of several
+    choices, or with --choice, <results>/explain/<baseline's name>"""
     choice: UseAppendAction[tuple[str, ...]] = ()
     """may be repeated: "flooding(level=0.05)", several at once as "label_smoothing + mixup", or an
     option of compare: "augmentation=crop_flip", "optimizer.lr=0.1", "init=FILE"
@@ -328,10 +329,10 @@ class ExplainOptions(ManyPairs):
     """of the baseline; its --choices stand on both sides"""
 
     def check(self) -> None:
-        """ConfigurationError unless it is either two runs or some choices."""
-        if len(self.runs) != (0 if self.choice else 2):
+        """ConfigurationError unless it is either saved runs, two or more, or some choices."""
+        if bool(self.runs) == bool(self.choice) or len(self.runs) == 1:
             raise ConfigurationError(
-                "explain what? two saved runs, `explain BASELINE CHOICE`, or"
+                "explain what? two saved runs, `explain BASELINE CHOICE`, or more choices, or"
                 ' `explain --baseline laptop --choice "flooding(level=0.05)"`'
             )
 

@@ -23,7 +23,7 @@ from bootstrap.choice_map import (
     points_of,
     write_map,
 )
-from bootstrap.choice_study import build_sides, folder_name, with_choice
+from bootstrap.choice_study import build_sides, with_choice
 from bootstrap.choice_table import (
     TABLE_COLUMNS,
     crossover,
@@ -44,6 +44,7 @@ from bootstrap.interventions.mixing import Mixup
 from bootstrap.interventions.pruning import RandomPruning
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
+from bootstrap.study_results import folder_name
 from bootstrap.sweep import run_in_turn
 
 N = (20, 160)  # the first converges by step 32, the other never
@@ -393,6 +394,29 @@ def test_the_command_runs_the_pairs_once_and_writes_everything(
     assert code == 0
     assert "3 pairs, 3 of them done" in again
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_saved_runs_of_several_choices_are_a_study_of_what_each_has(
+    baseline, choices, tmp_path, deep_bootstrap
+):
+    one = made(tmp_path, "one seed", seeds=(1,), n_samples=(20,))
+    runs = [baseline.path, *(run.path for run in choices.values()), one.path]
+    code, out, err = deep_bootstrap("explain", *runs, "--out", tmp_path / "out")
+    assert code == 0, err
+    rows = list(csv.DictReader((tmp_path / "out" / "table.csv").read_text().splitlines()))
+    told = {(row["choice"], row["n_samples"]): row["n_seeds"] for row in rows}
+    assert told == {(f"c{k}", str(n)): "3" for k in (1, 2, 3) for n in N} | {
+        ("one seed", "20"): "1"
+    }
+    assert (tmp_path / "out" / "one_seed" / "explain.json").exists()
+    assert str(tmp_path / "out" / "map.png") in out
+    text = "1 to 3 seeds"
+    assert text in effect_caption([(p.name, explain(baseline, load_run(p))) for p in runs[1:]])
+
+
+def test_choices_in_folders_of_one_name_are_refused(baseline, tmp_path, deep_bootstrap):
+    code, _, err = deep_bootstrap("explain", *[baseline.path] * 3)
+    assert (code, "have one name; rename one" in err) == (2, True)
 
 
 @pytest.mark.usefixtures("no_figure")
