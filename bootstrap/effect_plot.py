@@ -106,15 +106,22 @@ def spaced(values: Sequence[int], least: float = 1.4) -> list[int]:
 def _draw_points(ax: Axes, explained: dict[str, Any], colour: Any, known: Any) -> None:
     """Dots with intervals at each N, a diamond at the limit, a cross where the sign changes."""
     for n, of_n in explained["n_samples"].items():
-        mean, low, high = numbers(of_n["final"]["error"]["real"])
-        if mean is not None:
-            ax.plot([int(n)], [mean], "o", color=colour, markersize=4.5, zorder=4)
-        if low is not None and high is not None:
-            ax.vlines(int(n), low, high, color=colour, linewidth=1.0, alpha=0.7, zorder=2)
+        told = of_n["final"]["error"]["real"]
+        if told["mean"] is not None:
+            ax.plot([int(n)], [told["mean"]], "o", color=colour, markersize=4.5, zorder=4)
+            _draw_interval(ax, int(n), told, colour)
     if known[-1][0] == limit_n(explained):
         ax.plot(*known[-1], **LIMIT_MARK, color=colour, zorder=4)
+        last = [*explained["n_samples"].values()][-1]
+        _draw_interval(ax, known[-1][0], last["final"]["error"]["ideal"], colour)
     if (where := crossover(known).n_samples) is not None:
         ax.plot([where], [0], "x", color=colour, markersize=7, markeredgewidth=1.6, zorder=5)
+
+
+def _draw_interval(ax: Axes, n: int, told: dict[str, Any], colour: Any) -> None:
+    _, low, high = numbers(told)
+    if low is not None and high is not None:
+        ax.vlines(n, low, high, color=colour, linewidth=1.0, alpha=0.7, zorder=2)
 
 
 def _label(ax: Axes, ends: list[tuple[str, Any, tuple[int, float]]], panel_inch: float) -> None:

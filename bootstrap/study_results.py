@@ -65,7 +65,7 @@ def write_study(baseline: Run, choices: Mapping[str, Run], folder: Path) -> Iter
 
 def load_choices(folders: Sequence[Path]) -> dict[str, Run]:
     """Saved runs by the names of their folders; ConfigurationError if two have the same."""
-    runs = {folder.resolve().name: load_run(folder) for folder in folders}
+    runs = {folder.absolute().name: load_run(folder) for folder in folders}
     if len(runs) < len(folders):
         raise ConfigurationError("two of the choices' folders have one name; rename one")
     return runs

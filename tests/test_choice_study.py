@@ -186,6 +186,8 @@ def test_effects_are_told_drawn_and_saved(found, tmp_path):
     known = {text.get_text() for text in plot_effects(found).axes[0].texts}
     assert known == {text for text, _ in found}
     assert "which it is exactly where no sample is used twice" in effect_caption(found)
+    bars = [tuple(bar.get_segments()[0][:, 0]) for bar in plot_effects(found).axes[0].collections]
+    assert sorted({n for n, _ in bars}) == [*N, 320]  # an interval at each N and at the limit
     assert {*study_json(found)["choices"]} == {text for text, _ in found}
 
 
