@@ -143,7 +143,7 @@ def point_of(text: str, n_samples: int, zero: PairCurves, pair: PairCurves) -> P
         for p in (zero, pair)
     ]
     hits = [np.array([last if t is None else max(t, 1.0) for t in found], float) for found in at]
-    is_known = np.isfinite(terms.total + final)
+    is_known = np.isfinite(terms.total)
     return Point(
         text=text,
         n_samples=n_samples,

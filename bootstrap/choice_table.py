@@ -105,16 +105,18 @@ def limit_n(explained: dict[str, Any]) -> int | None:
 
 def effect_points(explained: dict[str, Any]) -> list[tuple[int, float]]:
     """Mean dR(N) by N, ending in (limit N, dI) where that is known."""
-    points, d_ideal = [], None
-    for n, of_n in explained["n_samples"].items():
-        told = of_n["final"]["error"]
-        if told["real"]["mean"] is not None:
-            points.append((int(n), told["real"]["mean"]))
-            d_ideal = told["ideal"]["mean"]
-    last = limit_n(explained)
+    told = {int(n): of_n["final"]["error"]["real"] for n, of_n in explained["n_samples"].items()}
+    points = [(n, real["mean"]) for n, real in told.items() if real["mean"] is not None]
+    last, d_ideal = limit_n(explained), ideal_change(explained)["mean"]
     if last is not None and d_ideal is not None and points and points[-1][0] < last:
         points.append((last, d_ideal))
     return points
+
+
+def ideal_change(explained: dict[str, Any]) -> dict[str, Any]:
+    """dI, the change of the ideal world at the last step, for the largest N that has records."""
+    told = [of_n["final"]["error"]["ideal"] for of_n in explained["n_samples"].values()]
+    return next((ideal for ideal in reversed(told) if ideal["mean"] is not None), told[-1])
 
 
 def crossover(points: Sequence[tuple[int, float]]) -> Crossover:
@@ -177,13 +179,13 @@ def in_points(value: float | None) -> str:
 
 def effect_lines(found: Found) -> Iterator[str]:
     """Of each choice what it changes at the last step as N grows, its limit and crossover."""
-    yield "change of the real world's test error at the last step, in points, and its limit dI"
+    yield "change of test error at the last step, in points, and that of the ideal world, dI"
     for text, explained in found:
         by_n = [
             f"{in_points(of_n['final']['error']['real']['mean']).strip()} at N = {int(n):,}"
             for n, of_n in explained["n_samples"].items()
         ]
-        last = list(explained["n_samples"].values())[-1]["final"]["error"]["ideal"]
+        last = ideal_change(explained)
         ends = last["interval_95"]
         sure = " (its sign is not sure)" if ends and ends[0] < 0 < ends[1] else ""
         limit = f"dI = {in_points(last['mean']).strip()}{sure}"

@@ -156,7 +156,8 @@ def approximate_from(run: Run) -> int | None:
     """The step at which the ideal world starts to re-use samples; None if it has not."""
     if f"extra.{APPROXIMATE}" not in run.ideal.columns:
         return None
-    return first_reuse_step(run, run.config.get("n_kept", run.config["pool_n_samples"]))
+    there = run.config.get("n_kept") or run.config["pool_n_samples"]
+    return first_reuse_step(run, there - run.config.get("n_own", 0))
 
 
 def error_by_seed(run: Run, n_samples: int | None) -> Float[np.ndarray, "n_seeds n_steps"]:

@@ -91,6 +91,10 @@ def pair_curves(run: Run, n_samples: int, metric: str, seeds: Sequence[int]) -> 
     name = f"test_{metric}" if metric in METRICS else f"extra.test_{metric}"
     worlds, n_seeds = (run.real[n_samples], run.ideal), len(run.seeds)
     steps = np.intersect1d(worlds[0].steps, worlds[1].steps)
+    if not len(steps):
+        raise DataError(
+            f"{run.name}: no step at which both worlds were evaluated, N = {n_samples:,}"
+        )
     rows = [run.seeds.index(seed) for seed in seeds]
     refused = np.array([(seed, n_samples) in run.refused for seed in seeds], dtype=bool)
     real, ideal = (at_steps(w, name, steps, n_seeds)[rows] for w in worlds)
@@ -128,7 +132,8 @@ def score_at(
 def decompose(baseline: PairCurves, choice: PairCurves) -> Terms:
     """The change at the stopping time as speed + time + residual.
 
-    The rows of both are the same seeds, in the same order; NaN for a seed that lacks a record.
+    The rows of both are the same seeds, in the same order; NaN for a seed that lacks a record of
+    these or of the last step.
     DataError if the two were not trained for equally many steps.
     """
     _check_length(baseline, choice)
@@ -143,7 +148,8 @@ def decompose(baseline: PairCurves, choice: PairCurves) -> Terms:
     speed = ((ic_at_0 - i0_at_0) + (ic_at_c - i0_at_c)) / 2
     time = ((ic_at_c - ic_at_0) + (i0_at_c - i0_at_0)) / 2
     residual = (r_c - ic_at_c) - (r_0 - i0_at_0)
-    is_whole = np.isfinite(speed + time + residual)  # or the means would be over different seeds
+    last = matched(baseline, choice).real[:, -1]
+    is_whole = np.isfinite(speed + time + residual + last)  # or means were over different seeds
     terms = {"speed": speed, "time": time, "residual": residual, "total": r_c - r_0}
     return Terms(**{name: np.where(is_whole, term, np.nan) for name, term in terms.items()})
 

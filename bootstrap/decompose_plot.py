@@ -85,15 +85,16 @@ class Side:
 
 
 def write_explanation(
-    baseline: Run, choice: Run, folder: Path
+    baseline: Run, choice: Run, folder: Path, explained: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Write explain.json, explain.csv and a figure for each N into `folder`.
 
-    Returns the content of explain.json and the paths.
+    `explained` is what `explain` says of the two, where it is known already. Returns the content of
+    explain.json and the paths.
 
     Raises what `bootstrap.explanation.explain` does, before anything is written.
     """
-    explained = explain(baseline, choice)
+    explained = explain(baseline, choice) if explained is None else explained
     contents = {
         "explain.json": pretty_json(explained),
         "explain.csv": explain_csv(baseline, choice),
@@ -135,14 +136,14 @@ def plot_choice(baseline: Run, choice: Run, n_samples: int) -> Figure:
 
 
 def counted(baseline: Run, choice: Run, n_samples: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The seeds that the figure shows, and those left out: a world failed, or has no record.
+    """The seeds that the figure shows, and those that do not count: a world failed or stopped.
 
     All are shown if none counts, so that one sees how far they came.
     """
     seeds, _ = common(baseline, choice)
     terms = decompose(*sides(baseline, choice, n_samples, "error", seeds))
     known = tuple(s for s, total in zip(seeds, terms.total, strict=True) if np.isfinite(total))
-    return (known, tuple(s for s in seeds if s not in known)) if known else (seeds, ())
+    return known or seeds, tuple(seed for seed in seeds if seed not in known)
 
 
 def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
@@ -159,20 +160,22 @@ def choice_caption(baseline: Run, choice: Run, n_samples: int) -> str:
         " residual: change of the gap. They add up to the change at convergence (total); below it,"
         " the change at the last step.",
     ]
-    if n_seeds >= MIN_SEEDS:
+    if left_out == seeds:
+        sentences.append("No seed has all records of both runs, so nothing is compared.")
+    elif n_seeds >= MIN_SEEDS:
         sentences.append(f"{n_seeds} seeds; bands and bars: Student-t 95 % intervals across seeds.")
     else:
         sentences.append(f"{n_seeds} seed{'s' if n_seeds > 1 else ''}, a dot each; no interval.")
-    if left_out:
+    if left_out and left_out != seeds:
         who = ", ".join(map(str, left_out))
         sentences.append(f"Left out, a world has no record or failed: seed {who}.")
     if (n_choice := n_of_choice(baseline, choice, n_samples)) != n_samples:
-        sentences.append(f"Of so many samples the choice learns from {n_choice:,}.")
+        sentences.append(f"The choice has {n_choice:,} samples: it keeps another share.")
     sentences.append(about_test(choice.config, recipe))
     for name, pair in zip(NAMES, sides(baseline, choice, n_samples, "error", seeds), strict=True):
         found = stopping(pair)
-        is_seen = np.isfinite(pair.train_error).any(axis=1)
-        if n_never := int((is_seen & found.is_censored).sum()):
+        n_never = 0 if left_out == seeds else int(found.is_censored.sum())
+        if n_never:
             who = f"{n_never} of {n_seeds} seeds of the" if n_never < n_seeds else "The"
             sentences.append(f"{who} {name} never converged: the last step stands for it.")
     ends = {

@@ -20,6 +20,7 @@ from bootstrap.choice_table import (
     crossover,
     effect_csv,
     effect_points,
+    ideal_change,
     limit_n,
     numbers,
     shortened,
@@ -112,8 +113,7 @@ def _draw_points(ax: Axes, explained: dict[str, Any], colour: Any, known: Any) -
             _draw_interval(ax, int(n), told, colour)
     if known[-1][0] == limit_n(explained):
         ax.plot(*known[-1], **LIMIT_MARK, color=colour, zorder=4)
-        last = [*explained["n_samples"].values()][-1]
-        _draw_interval(ax, known[-1][0], last["final"]["error"]["ideal"], colour)
+        _draw_interval(ax, known[-1][0], ideal_change(explained), colour)
     if (where := crossover(known).n_samples) is not None:
         ax.plot([where], [0], "x", color=colour, markersize=7, markeredgewidth=1.6, zorder=5)
 
@@ -149,7 +149,8 @@ def effect_caption(found: Found) -> str:
         return "No choice has a record."
     one = found[0][1]
     steps = {of_n["final"]["step"] for of_n in one["n_samples"].values()}
-    counts = sorted({len(explained["seeds"]) for _, explained in found})
+    told = [of_n["final"]["error"]["real"] for _, e in found for of_n in e["n_samples"].values()]
+    counts = sorted({real["n_seeds"] for real in told if real["n_seeds"]}) or [0]
     n_seeds = " to ".join(map(str, (counts[0], counts[-1])[: len(counts)]))
     bars = "Student-t 95 % intervals across seeds" if counts[-1] >= MIN_SEEDS else "no interval"
     ends = {"baseline": one["baseline"].get(APPROXIMATE_FROM)}
@@ -159,7 +160,9 @@ def effect_caption(found: Found) -> str:
         f" ({', '.join(f'{step:,}' for step in sorted(steps))}), choice minus baseline"
         f" ({one['baseline']['run']}), by N; below 0 the choice helps.",
         "As N grows it tends to the change dI in the ideal world, which it is exactly where no"
-        " sample is used twice (diamond).",
+        " sample is used twice (diamond)."
+        if any(limit_n(explained) is not None for _, explained in found)
+        else "",
         "Between N a line, in log N; a cross where it meets 0.",
         f"{n_seeds} seed{'s' * (counts[-1] > 1)}; {bars}.",
         f"{one['n_test']:,} test images at the last step." if one.get("n_test") else "",

@@ -153,7 +153,7 @@ def _explain_n(baseline: Run, choice: Run, n: int, seeds: Sequence[int]) -> dict
             for metric, found in terms.items()
         },
         "gap_at_convergence": _gaps(both, is_known),
-        "final": _final(both | measured),
+        "final": _final(both | measured, is_known),
         "per_seed": {
             str(seed): {
                 "convergence": {name: _of_seed(found, row) for name, found in at.items()},
@@ -204,14 +204,16 @@ def _ends_known(*pairs: PairCurves) -> bool:
     return all(np.isfinite(c[:, -1]).any() for pair in pairs for c in (pair.real, pair.ideal))
 
 
-def _final(both: dict[str, tuple[PairCurves, PairCurves]]) -> dict[str, Any]:
+def _final(
+    both: dict[str, tuple[PairCurves, PairCurves]], is_known: Bool[np.ndarray, " n_seeds"]
+) -> dict[str, Any]:
     """The change at the last step, which is what a user of the choice sees."""
     changes = {metric: matched(*pairs) for metric, pairs in both.items()}
     return {
         "step": int(both["error"][0].steps[-1]),
         **{
             metric: {
-                name: scalar_spread(list(getattr(change, name)[:, -1]))
+                name: scalar_spread(list(np.where(is_known, getattr(change, name)[:, -1], np.nan)))
                 for name in ("real", "ideal", "gap")
             }
             for metric, change in changes.items()
@@ -277,10 +279,11 @@ def explain_lines(explained: dict[str, Any]) -> Iterator[str]:
 
 
 def approximate_notes(steps: Mapping[str, int | None]) -> Iterator[str]:
-    """By name, of each run whose ideal world ran out of fresh samples, from which step on."""
-    for name, step in steps.items():
-        if step is not None:
-            yield f"{approximate_note(step)} ({name})."
+    """Of runs whose ideal world ran out of fresh samples, by name, from which step on."""
+    for step in sorted({step for step in steps.values() if step is not None}):
+        names = [name for name, own in steps.items() if own == step]
+        who = ", ".join(names) if len(names) <= 3 else f"{len(names)} of {len(steps)} runs"
+        yield f"{approximate_note(step)} ({who})."
 
 
 def lr_line(pick: dict[str, Any]) -> str:

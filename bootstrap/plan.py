@@ -354,6 +354,7 @@ def write_pair_json(
         **({"init": plan.init.to_json()} if plan.init else {}),
         **({"lr_pick": lr_pick} if lr_pick else {}),
         **({} if plan.n_kept is None else {"n_kept": plan.n_kept}),
+        **({"n_own": plan.recipe.n_own} if plan.recipe.n_own else {}),
         **({} if plan.recipe.keep_fraction == 1 else {"keep_fraction": plan.recipe.keep_fraction}),
         **({} if plan.shares_prefix else {"shares_prefix": False}),
         "identity": identity(

@@ -5,12 +5,14 @@ import json
 import shutil
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from synthetic_runs import GRID, configure, finish, write_run
+from test_decompose import approximate
 from test_decompose import pair as curves
 from tiny_pair import PLAIN, TINY
 
@@ -44,7 +46,7 @@ from bootstrap.interventions.mixing import Mixup
 from bootstrap.interventions.pruning import RandomPruning
 from bootstrap.options import CompareOptions, ExplainOptions
 from bootstrap.runlog import load_run
-from bootstrap.study_results import folder_name
+from bootstrap.study_results import folder_name, folder_names, load_choices
 from bootstrap.sweep import run_in_turn
 
 N = (20, 160)  # the first converges by step 32, the other never
@@ -145,6 +147,50 @@ def test_a_choice_that_always_helps_has_no_crossover():
 def test_a_change_of_exactly_nothing_is_no_change_of_sign():
     assert crossover([(100, 0.0), (1_000, 0.0)]).n_samples is None
     assert crossover([(100, -0.1), (1_000, 0.0), (10_000, 0.1)]).between == (100, 10_000)
+
+
+def fail(run, seed, n_samples):
+    (run.path / f"seed-{seed}" / f"real-n{n_samples}.failed.json").write_text(
+        '{"step": 3, "reason": "nan"}'
+    )
+    return load_run(run.path)
+
+
+def test_the_effect_is_told_of_seeds_and_n_that_have_records(baseline, choices):
+    run = fail(choices["mixup"], 1, 160)
+    found = [("mixup", explain(baseline, run))]
+    assert "2 to 3 seeds; Student-t 95 % intervals" in effect_caption(found)
+    for seed in (0, 2):
+        run = fail(run, seed, 160)
+    found = [("mixup", explain(baseline, run))]
+    change = run.ideal.test_error[:, -1] - baseline.ideal.test_error[:, -1]
+    assert effect_points(found[0][1])[-1] == (320, pytest.approx(change.mean()))
+    (_, line) = effect_lines(found)
+    assert f"- at N = 160; dI = {100 * change.mean():+.2f}" in line
+    assert len(plot_effects(found).axes[0].collections) == 2  # at N = 20 and at the limit
+
+
+@pytest.mark.parametrize(
+    ("ends", "is_sure"), [((-0.1, 0.1), False), ((0.1, 0.2), True), ((0, 0), True)]
+)
+def test_a_limit_of_unsure_sign_is_told(found, ends, is_sure):
+    text, explained = found[0]
+    explained["n_samples"]["160"]["final"]["error"]["ideal"]["interval_95"] = list(ends)
+    assert ("its sign is not sure" in [*effect_lines([(text, explained)])][1]) is not is_sure
+
+
+def test_captions_say_which_ideal_worlds_are_approximate(baseline, choices):
+    for run in choices.values():
+        approximate(run, 16)
+    runs = {text: load_run(run.path) for text, run in choices.items()}
+    maps = [points_of(baseline, runs, 20)]
+    found = [(text, explain(baseline, run)) for text, run in runs.items()]
+    for said in (map_caption(baseline, runs, maps), effect_caption(found)):
+        assert said.count("approximate") == 1
+        assert f"({', '.join(runs)})." in said
+    assert "(diamond)" not in effect_caption(found)
+    many = {f"choice {k}": runs["mixup"] for k in range(9)}
+    assert "(9 of 10 runs)." in map_caption(baseline, many, [points_of(baseline, many, 20)])
 
 
 def test_several_changes_of_sign_are_counted():
@@ -269,6 +315,19 @@ def test_an_arrow_starts_where_the_baseline_is_on_the_choices_own_seeds():
     figure = plot_map([[whole, one]], "")
     (arrow,) = [t for t in figure.axes[0].texts if t.arrow_patch and not t.get_text()]
     assert arrow.xyann[1] == pytest.approx(10)
+
+
+def test_an_arrow_starts_at_the_edge_where_the_baseline_never_converged(
+    baseline, choices, tmp_path
+):
+    points = points_of(baseline, choices, 160)
+    ax = plot_map([points], "").axes[0]
+    arrows = [t for t in ax.texts if t.arrow_patch and not t.get_text()]
+    assert {arrow.xyann for arrow in arrows} == {(1.0, ax.get_ylim()[1])}
+    assert "An arrow starts" not in map_caption(baseline, choices, [points])
+    runs = {**choices, "one": made(tmp_path, "one", seeds=(1,))}
+    said = map_caption(baseline, runs, [points_of(baseline, runs, 160)])
+    assert "An arrow starts where the baseline is on the choice's own seeds." in said
 
 
 def test_the_baseline_stands_at_speed_1(baseline, choices):
@@ -414,6 +473,38 @@ def test_saved_runs_of_several_choices_are_a_study_of_what_each_has(
     assert str(tmp_path / "out" / "map.png") in out
     text = "1 to 3 seeds"
     assert text in effect_caption([(p.name, explain(baseline, load_run(p))) for p in runs[1:]])
+
+
+def test_a_study_is_explained_whole_or_not_at_all(baseline, choices, tmp_path, deep_bootstrap):
+    other = made(tmp_path, "other", seeds=(7,))
+    runs = [baseline.path, *(run.path for run in choices.values()), other.path]
+    code, _, err = deep_bootstrap("explain", *runs, "--out", tmp_path / "out")
+    assert (code, "other: baseline and other have no seed in common" in err) == (2, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_choice_that_would_pass_for_the_baseline_is_refused(
+    baseline, choices, tmp_path, deep_bootstrap
+):
+    (tmp_path / "deep").mkdir()
+    shutil.copytree(baseline.path, tmp_path / "deep" / "baseline")
+    runs = [choices["mixup"].path, tmp_path / "deep" / "baseline", baseline.path.parent / "c1"]
+    code, _, err = deep_bootstrap("explain", *runs)
+    assert (code, "a choice's folder is called 'baseline'" in err) == (2, True)
+
+
+def test_a_run_is_called_by_its_folder_however_that_is_given(baseline, choices, monkeypatch):
+    monkeypatch.chdir(choices["mixup"].path)
+    (linked := baseline.path.parent / "linked").symlink_to(baseline.path)
+    assert [*load_choices([Path("."), linked, Path("../c1/../c3")])] == ["c2", "linked", "c3"]
+
+
+def test_no_two_choices_share_a_folder():
+    texts = ["one seed", "one_seed", "ONE_seed", "..", "(é)", "init=a/b", "init=a_b"]
+    names = folder_names(texts)
+    assert len({name.lower() for name in names.values()}) == len(texts)
+    assert all(name.strip(".") for name in names.values())
+    assert folder_names(["mixup", "cutout"]) == {"mixup": "mixup", "cutout": "cutout"}
 
 
 def test_choices_in_folders_of_one_name_are_refused(baseline, tmp_path, deep_bootstrap):

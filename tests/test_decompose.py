@@ -298,6 +298,38 @@ def test_the_figure_leaves_out_a_failed_seed_and_says_so(runs):
     assert {len(line.get_xdata()) for line in below.lines if line.get_marker() == "o"} == {2}
 
 
+def test_where_all_seeds_failed_nothing_is_compared_and_that_is_said(runs):
+    for seed in (0, 1, 2):
+        path = runs[1].path / f"seed-{seed}" / "real-n160.failed.json"
+        path.write_text('{"step": 3, "reason": "nan"}')
+    both = runs[0], load_run(runs[1].path)
+    said = choice_caption(*both, 160)
+    assert "No seed has all records of both runs, so nothing is compared." in said
+    assert "never converged" not in said
+    assert "seeds; bands" not in said
+    lines = "\n".join(explain_lines(explain(*both)))
+    assert "left out, a world has no record or failed: seeds [0, 1, 2]" in lines
+    assert lines.count("never converges") == 0
+
+
+def test_all_numbers_of_a_choice_are_over_the_same_seeds(runs):
+    path = runs[1].path / "seed-1" / "real-n20.jsonl"  # converged, then interrupted
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    both = runs[0], load_run(runs[1].path)
+    told = explain(*both)["n_samples"]["20"]
+    assert told["left_out"] == [1]
+    assert {told["error"][term]["n_seeds"] for term in TERMS} == {2}
+    assert {told["final"]["loss"][world]["n_seeds"] for world in ("real", "ideal", "gap")} == {2}
+    assert "2 seeds, a dot each" in choice_caption(*both, 20)
+
+
+def test_a_run_without_any_common_step_is_named(runs):
+    for path in runs[1].path.glob("seed-*/ideal.jsonl"):
+        path.write_text("")
+    with pytest.raises(DataError, match="fast: no step at which both worlds were evaluated"):
+        explain(runs[0], load_run(runs[1].path))
+
+
 def test_the_gap_at_convergence_is_over_seeds_that_converge(runs):
     for name in ("baseline", "choice"):
         told = [
@@ -331,6 +363,7 @@ def test_an_approximate_ideal_world_is_told_and_has_no_limit(runs):
 
 def test_a_pruned_stream_ends_earlier(runs):
     assert approximate_from(approximate(runs[0], 16, n_kept=80)) == 8
+    assert approximate_from(approximate(runs[0], 16, n_kept=80, n_own=30)) == 5
 
 
 def test_a_pair_without_any_record_in_common_does_not_crash(tmp_path):
