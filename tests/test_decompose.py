@@ -314,7 +314,9 @@ def test_where_all_seeds_failed_nothing_is_compared_and_that_is_said(runs):
 
 def test_all_numbers_of_a_choice_are_over_the_same_seeds(runs):
     path = runs[1].path / "seed-1" / "real-n20.jsonl"  # converged, then interrupted
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    *rows, converged, _ = [json.loads(line) for line in path.read_text().splitlines()]
+    rows.append(converged | {"train_error": 0.0})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     both = runs[0], load_run(runs[1].path)
     told = explain(*both)["n_samples"]["20"]
     assert told["left_out"] == [1]
