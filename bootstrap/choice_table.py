@@ -180,17 +180,21 @@ def in_points(value: float | None) -> str:
 def effect_lines(found: Found) -> Iterator[str]:
     """Of each choice what it changes at the last step as N grows, its limit and crossover."""
     yield "change of test error at the last step, in points, and that of the ideal world, dI"
+    yield "(?: the interval over seeds holds 0; words and crossovers are of the means)"
     for text, explained in found:
         by_n = [
-            f"{in_points(of_n['final']['error']['real']['mean']).strip()} at N = {int(n):,}"
+            f"{points_with_doubt(of_n['final']['error']['real'])} at N = {int(n):,}"
             for n, of_n in explained["n_samples"].items()
         ]
-        last = ideal_change(explained)
-        ends = last["interval_95"]
-        sure = " (its sign is not sure)" if ends and ends[0] < 0 < ends[1] else ""
-        limit = f"dI = {in_points(last['mean']).strip()}{sure}"
+        limit = f"dI = {points_with_doubt(ideal_change(explained))}"
         words = crossover_text(effect_points(explained), limit_n(explained))
         yield f"{text}: {', '.join(by_n)}; {limit}; {words}"
+
+
+def points_with_doubt(told: dict[str, Any]) -> str:
+    """A mean change in points, with a question mark where its interval holds 0."""
+    ends = told["interval_95"]
+    return in_points(told["mean"]).strip() + "?" * bool(ends and ends[0] < 0 < ends[1])
 
 
 def crossover_text(points: Sequence[tuple[int, float]], limit: int | None) -> str:

@@ -165,18 +165,23 @@ def test_the_effect_is_told_of_seeds_and_n_that_have_records(baseline, choices):
     found = [("mixup", explain(baseline, run))]
     change = run.ideal.test_error[:, -1] - baseline.ideal.test_error[:, -1]
     assert effect_points(found[0][1])[-1] == (320, pytest.approx(change.mean()))
-    (_, line) = effect_lines(found)
+    *_, line = effect_lines(found)
     assert f"- at N = 160; dI = {100 * change.mean():+.2f}" in line
     assert len(plot_effects(found).axes[0].collections) == 2  # at N = 20 and at the limit
 
 
 @pytest.mark.parametrize(
-    ("ends", "is_sure"), [((-0.1, 0.1), False), ((0.1, 0.2), True), ((0, 0), True)]
+    ("ends", "is_sure"),
+    [((-0.1, 0.1), False), ((0.1, 0.2), True), ((-0.2, -0.1), True), ((0, 0), True)],
 )
-def test_a_limit_of_unsure_sign_is_told(found, ends, is_sure):
+def test_a_change_of_unsure_sign_is_told(found, ends, is_sure):
     text, explained = found[0]
-    explained["n_samples"]["160"]["final"]["error"]["ideal"]["interval_95"] = list(ends)
-    assert ("its sign is not sure" in [*effect_lines([(text, explained)])][1]) is not is_sure
+    for world in ("real", "ideal"):
+        told = explained["n_samples"]["160"]["final"]["error"][world]
+        told |= {"mean": 0.05, "interval_95": list(ends)}
+    *_, line = effect_lines([(text, explained)])
+    mark = "" if is_sure else "?"
+    assert f"+5.00{mark} at N = 160; dI = +5.00{mark};" in line
 
 
 def test_captions_say_which_ideal_worlds_are_approximate(baseline, choices):
@@ -224,7 +229,7 @@ def test_long_names_of_one_choice_stay_apart_in_a_figure():
 
 
 def test_effects_are_told_drawn_and_saved(found, tmp_path):
-    assert all("dI = " in line for line in [*effect_lines(found)][1:])
+    assert all("dI = " in line for line in [*effect_lines(found)][2:])
     paths = write_effects(found, tmp_path / "out")
     assert [path.name for path in paths] == ["effect.csv", "effect.png", "effect.svg"]
     rows = list(csv.DictReader(paths[0].read_text().splitlines()))
