@@ -170,5 +170,5 @@ def _check_length(baseline: PairCurves, choice: PairCurves) -> None:
     if ends[0] != ends[1]:
         raise DataError(
             f"the baseline ends at step {ends[0]:,}, the choice at step {ends[1]:,}: at a later"
-            " step the shorter one has no error; train both for the same --n-steps"
+            " step the shorter one has no error; train both for the same --n-steps, and to the end"
         )
