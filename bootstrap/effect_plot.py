@@ -41,6 +41,7 @@ WIDTH_INCH = 7.0
 PANEL_INCH = 3.4  # the least height of the axes
 LABELS_INCH = 2.3  # right of them
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
+ASIDE = 1.12  # the first and the last choice are drawn at N / ASIDE and N * ASIDE
 LIMIT_MARK: dict[str, Any] = {"marker": "D", "markersize": 5, "markerfacecolor": "white"}
 
 
@@ -69,14 +70,16 @@ def _draw(ax: Axes, found: Found, panel_inch: float) -> None:
     colours = matplotlib.color_sequences["petroff10"]
     ax.axhline(0, color="0.4", linewidth=0.8, zorder=1)
     ends = []
-    for k, (text, explained) in enumerate(found):
+    asides = ASIDE ** np.linspace(-1, 1, len(found)) if len(found) > 1 else np.ones(1)
+    for k, ((text, explained), aside) in enumerate(zip(found, asides, strict=True)):
         colour, dashes = colours[k % len(colours)], DASHES[k // len(colours) % len(DASHES)]
         known = effect_points(explained)
         if not known:
             continue
-        ax.plot(*zip(*known, strict=True), color=colour, linestyle=dashes, linewidth=1.6, zorder=3)
-        _draw_points(ax, explained, colour, known)
-        ends.append((text, colour, known[-1]))
+        line = [(n * aside, change) for n, change in known]
+        ax.plot(*zip(*line, strict=True), color=colour, linestyle=dashes, linewidth=1.6, zorder=3)
+        _draw_points(ax, explained, colour, known, aside)
+        ends.append((text, colour, line[-1]))
     ax.set_xscale("log")
     low, high = ax.get_xlim()
     ax.set_xlim(low / 1.1, high * 1.1)
@@ -104,27 +107,31 @@ def spaced(values: Sequence[int], least: float = 1.4) -> list[int]:
     return kept
 
 
-def _draw_points(ax: Axes, explained: dict[str, Any], colour: Any, known: Any) -> None:
+def _draw_points(
+    ax: Axes, explained: dict[str, Any], colour: Any, known: list[tuple[int, float]], aside: float
+) -> None:
     """Dots with intervals at each N, a diamond at the limit, a cross where the sign changes."""
     for n, of_n in explained["n_samples"].items():
         told = of_n["final"]["error"]["real"]
         if told["mean"] is not None:
-            ax.plot([int(n)], [told["mean"]], "o", color=colour, markersize=4.5, zorder=4)
-            _draw_interval(ax, int(n), told, colour)
-    if known[-1][0] == limit_n(explained):
-        ax.plot(*known[-1], **LIMIT_MARK, color=colour, zorder=4)
-        _draw_interval(ax, known[-1][0], ideal_change(explained), colour)
+            x = int(n) * aside
+            ax.plot([x], [told["mean"]], "o", color=colour, markersize=4.5, zorder=4)
+            _draw_interval(ax, x, told, colour)
+    last_n, last = known[-1]
+    if last_n == limit_n(explained):
+        ax.plot([last_n * aside], [last], **LIMIT_MARK, color=colour, zorder=4)
+        _draw_interval(ax, last_n * aside, ideal_change(explained), colour)
     if (where := crossover(known).n_samples) is not None:
-        ax.plot([where], [0], "x", color=colour, markersize=7, markeredgewidth=1.6, zorder=5)
+        ax.plot([where * aside], [0], "x", color=colour, markersize=7, mew=1.6, zorder=5)
 
 
-def _draw_interval(ax: Axes, n: int, told: dict[str, Any], colour: Any) -> None:
+def _draw_interval(ax: Axes, x: float, told: dict[str, Any], colour: Any) -> None:
     _, low, high = numbers(told)
     if low is not None and high is not None:
-        ax.vlines(n, low, high, color=colour, linewidth=1.0, alpha=0.7, zorder=2)
+        ax.vlines(x, low, high, color=colour, linewidth=1.0, alpha=0.7, zorder=2)
 
 
-def _label(ax: Axes, ends: list[tuple[str, Any, tuple[int, float]]], panel_inch: float) -> None:
+def _label(ax: Axes, ends: list[tuple[str, Any, tuple[float, float]]], panel_inch: float) -> None:
     """The names of the lines in a column at the right, none over another."""
     low, high = ax.get_ylim()
     wanted = np.array([(y - low) / (high - low) for _, _, (_, y) in ends])
@@ -164,6 +171,7 @@ def effect_caption(found: Found) -> str:
         if any(limit_n(explained) is not None for _, explained in found)
         else "",
         "Between N a line, in log N; a cross where it meets 0.",
+        "Choices stand side by side at each N." if len(found) > 1 else "",
         f"{n_seeds} seed{'s' * (counts[-1] > 1)}; {bars}.",
         f"{one['n_test']:,} test images at the last step." if one.get("n_test") else "",
         *approximate_notes(ends),
