@@ -163,12 +163,18 @@ def point_of(text: str, n_samples: int, zero: PairCurves, pair: PairCurves) -> P
 
 
 def write_map(baseline: Run, runs: Mapping[str, Run], stem: Path) -> tuple[Path, ...]:
-    """Write `<stem>.csv`, `.png` and `.svg`, a map for each N; returns their paths."""
+    """Write `<stem>.csv`, `.png` and `.svg` of all N, one below the other, and where there are
+    several `<stem>-n<N>.png` and `.svg` of each; returns their paths.
+    """
     maps = [points_of(baseline, runs, n) for n in baseline.n_samples]
     maps = [points for points in maps if len(points) > 1]
     figure = plot_map(maps, map_caption(baseline, runs, maps))
     rows = [point.row() for points in maps for point in points]
-    return write_files(figure, stem, csv_bytes(COLUMNS, rows))
+    paths = write_files(figure, stem, csv_bytes(COLUMNS, rows))
+    for points in maps if len(maps) > 1 else ():
+        figure = plot_map([points], map_caption(baseline, runs, [points]))
+        paths += write_files(figure, stem.with_name(f"{stem.name}-n{points[0].n_samples}"))
+    return paths
 
 
 def map_caption(baseline: Run, runs: Mapping[str, Run], maps: Sequence[Sequence[Point]]) -> str:

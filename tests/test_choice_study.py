@@ -345,9 +345,11 @@ def test_the_baseline_stands_at_speed_1(baseline, choices):
     assert [point.text for point in others] == [*choices]
 
 
-def test_the_map_is_a_table_and_two_figures(baseline, choices, tmp_path):
+def test_the_map_is_a_table_a_figure_and_one_of_each_n(baseline, choices, tmp_path):
     paths = write_map(baseline, choices, tmp_path / "out" / "map")
-    assert [path.name for path in paths] == ["map.csv", "map.png", "map.svg"]
+    each = [f"map-n{n}.{kind}" for n in N for kind in ("png", "svg")]
+    assert [path.name for path in paths] == ["map.csv", "map.png", "map.svg", *each]
+    assert len({path.read_bytes() for path in paths}) == len(paths)
     rows = list(csv.DictReader(paths[0].read_text().splitlines()))
     assert [row["choice"] for row in rows] == ["baseline", *choices] * len(N)
     assert {row["n_censored"] for row in rows if row["n_samples"] == "160"} == {"3"}
