@@ -84,7 +84,7 @@ def _draw(ax: Axes, found: Found, panel_inch: float) -> None:
     low, high = ax.get_xlim()
     ax.set_xlim(low / 1.1, high * 1.1)
     ticks = spaced([n for _, explained in found for n, _ in effect_points(explained)])
-    ax.set_xticks(ticks, [f"{n:,}" for n in ticks])
+    ax.set_xticks(ticks, [f"{n:,}" for n in ticks], fontsize=SMALL_PT)
     ax.set_xticks([], minor=True)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value).rstrip(" %")))
     ax.set_xlabel("N")
