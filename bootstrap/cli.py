@@ -35,7 +35,7 @@ from bootstrap.presets import PRESETS, build_preset
 from bootstrap.presets.figures import FIGURES
 from bootstrap.progress import bar_settings
 from bootstrap.recipe import TABLES
-from bootstrap.signals import StopRequest, deadline_of
+from bootstrap.signals import StopRequest, closed_pipes, deadline_of
 from bootstrap.sinks import (
     TENSORBOARD,
     check_installed,
@@ -371,23 +371,17 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main() -> None:
     """Run a command; the exit code says what happened.
 
-    0 done, 2 usage, 3 data, 4 too little data, 5 NaN, 75 run again to resume.
+    0 done, 2 usage, 3 data, 4 too little data, 5 NaN, 75 run again to resume; 130 and 141, as a
+    shell has them, for Ctrl-C and for a reader that has left, as `| head` does.
     """
     argv = sys.argv[1:]
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     quieten_compiler()
-    if not argv or argv[0] in ("-h", "--help"):
-        _print_help()
-        return
     try:
-        if argv[0] not in COMMANDS:
-            raise ConfigurationError(
-                f"unknown command {argv[0]!r}; there are: {', '.join(COMMANDS)}"
-            )
-        with disk_errors():
-            COMMANDS[argv[0]](argv[1:])
+        with disk_errors(), closed_pipes():
+            _run(argv)
     except BootstrapError as error:
         if debug:
             raise
@@ -404,6 +398,15 @@ def main() -> None:
 
 
 # ---------------------------------------------------------------- pieces
+
+
+def _run(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        _print_help()
+    elif argv[0] in COMMANDS:
+        COMMANDS[argv[0]](argv[1:])
+    else:
+        raise ConfigurationError(f"unknown command {argv[0]!r}; there are: {', '.join(COMMANDS)}")
 
 
 def explain(error: Exception) -> tuple[str, int]:

@@ -1,10 +1,17 @@
-"""Stopping on request: a signal only sets a flag; work stops at the next safe boundary."""
+"""Stopping on request: a signal only sets a flag; work stops at the next safe boundary.
+
+And stopping when nobody reads any more what is printed.
+"""
 
 from __future__ import annotations
 
+import os
+import select
 import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -50,3 +57,29 @@ class StopRequest:
 def deadline_of(max_minutes: float | None) -> float:
     """When to stop, on the monotonic clock: never without a limit."""
     return time.monotonic() + 60 * max_minutes if max_minutes else float("inf")
+
+
+@contextmanager
+def closed_pipes() -> Iterator[None]:
+    """Exit with 141 and without a word once the reader of stdout or stderr has left (`| head`).
+
+    BrokenPipeErrors of other pipes, those of worker processes, go on.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream.fileno())]
+        for stream in closed:  # what is flushed at exit goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if closed:
+            raise SystemExit(141) from None
+        raise
+
+
+def _is_closed(file: int) -> bool:
+    poll = select.poll()
+    poll.register(file, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

@@ -1,7 +1,9 @@
 """The command line: what was wrong, where, and the next command; the exit code says which kind."""
 
 import errno
+import os
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -255,6 +257,30 @@ def test_the_exit_code_is_that_of_the_error(deep_bootstrap, monkeypatch, error, 
     if getattr(error, "filename", None):
         assert f"/there: {error.strerror} (errno {error.errno}); " in err
         assert "then run the same command again" in err
+
+
+@pytest.mark.parametrize("words", [("--help",), ("compare", "--help")], ids=str)
+def test_a_reader_who_leaves_ends_the_command_without_a_word(words):
+    there, left = os.pipe()
+    os.close(there)
+    done = subprocess.run(
+        [sys.executable, "-m", "bootstrap", *words],
+        stdout=left,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    os.close(left)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_told(deep_bootstrap, monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "doctor", fail_with(BrokenPipeError(errno.EPIPE, "a worker")))
+    monkeypatch.setattr(signals, "_is_closed", lambda file: False)
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
+    code, _, err = deep_bootstrap("doctor")
+    assert code == 1
+    assert "a worker" in err
 
 
 def test_debug_shows_the_traceback(deep_bootstrap, monkeypatch):
