@@ -22,6 +22,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
+from PIL import Image
 from scipy.optimize import isotonic_regression
 
 from bootstrap.caption import caption
@@ -405,4 +406,13 @@ def render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-    return buffer.getvalue()
+    return with_palette(buffer) if kind == "png" else buffer.getvalue()
+
+
+def with_palette(png: io.BytesIO) -> bytes:
+    """The picture in 256 colours, a third of the bytes: antialiased lines need no more."""
+    smaller = io.BytesIO()
+    with Image.open(png) as image:
+        few = image.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+        few.save(smaller, "png", optimize=True, dpi=(DPI, DPI))
+    return smaller.getvalue()

@@ -1,16 +1,28 @@
 import csv
+import io
 import json
 from itertools import combinations
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 from synthetic_runs import configure, finish, record, write_run, write_world
 
 from bootstrap.curves import gap
-from bootstrap.plot import caption, plot_pair, spread_apart, write_figure
+from bootstrap.plot import (
+    DPI,
+    STYLE,
+    build_figure,
+    caption,
+    plot_pair,
+    render,
+    spread_apart,
+    write_figure,
+)
 from bootstrap.runlog import load_run
 
 RECIPE = {"model": "mlp(width=8)", "batch_size": 10, "n_steps": 32}
@@ -73,6 +85,23 @@ def test_the_figure_is_written_as_csv_png_and_svg(tmp_path):
     assert [path.name for path in paths] == ["curves.csv", "curves.png", "curves.svg"]
     assert paths[1].read_bytes().startswith(b"\x89PNG")
     assert paths[2].read_bytes().startswith(b"<?xml")
+
+
+def test_the_png_looks_as_the_figure_does_in_few_colours(tmp_path):
+    figure = build_figure(write_run(tmp_path, n_every_step=32))
+    figure.set_dpi(DPI)
+    canvas = FigureCanvasAgg(figure)
+    with matplotlib.rc_context(STYLE):
+        canvas.draw()
+    drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
+    with Image.open(io.BytesIO(render(figure, "png", {}))) as image:
+        assert image.mode == "P"
+        assert image.info["dpi"] == pytest.approx((DPI, DPI), abs=0.1)
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    far = np.abs(shown - drawn).max(axis=-1)
+    assert (far > 8).mean() < 0.01
+    assert far.max() < 64
+    assert (shown[drawn.min(axis=-1) == 255] == 255).all()
 
 
 def test_equal_runs_give_equal_bytes(tmp_path):
