@@ -40,6 +40,7 @@ from bootstrap.plot import (
 WIDTH_INCH = 7.0
 PANEL_INCH = 3.4  # the least height of the axes
 LABELS_INCH = 2.3  # right of them
+LEGEND_INCH = 0.35  # above them, where no interval reaches
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 ASIDE = 1.12  # the first and the last choice are drawn at N / ASIDE and N * ASIDE
 LIMIT_MARK: dict[str, Any] = {"marker": "D", "markersize": 5, "markerfacecolor": "white"}
@@ -56,7 +57,7 @@ def plot_effects(found: Found) -> Figure:
         text = textwrap.wrap(effect_caption(found), CAPTION_COLUMNS)
         foot = 0.6 + 0.165 * len(text)  # inches: x axis, then caption lines
         panel = max(PANEL_INCH, 0.19 * len(found))
-        height = panel + foot + 0.2
+        height = panel + foot + LEGEND_INCH
         figure = Figure(figsize=(WIDTH_INCH, height))
         FigureCanvasAgg(figure)
         width = (WIDTH_INCH - 0.85 - LABELS_INCH) / WIDTH_INCH
@@ -94,7 +95,7 @@ def _draw(ax: Axes, found: Found, panel_inch: float) -> None:
     ax.margins(y=0.08)
     hollow = Line2D([], [], **LIMIT_MARK, color="0.3", linestyle="none", label="limit dI")
     cross = Line2D([], [], marker="x", color="0.3", linestyle="none", label="crossover")
-    ax.legend(handles=[hollow, cross], loc="best")
+    ax.legend(handles=[hollow, cross], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     _label(ax, ends, panel_inch)
 
 

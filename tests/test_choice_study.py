@@ -377,6 +377,17 @@ def test_no_name_lies_over_another_even_of_forty_choices_that_change_little(base
     assert overlapping(plot_effects(found)) == []
 
 
+def test_the_legend_of_effects_lies_over_nothing_and_in_the_figure(found):
+    figure = plot_effects(found)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (ax,) = figure.axes
+    box, panel = ax.get_legend().get_window_extent(canvas.get_renderer()), ax.get_window_extent()
+    assert box.y0 >= panel.y1 - 1
+    assert box.y1 <= figure.bbox.y1
+    assert box.x1 <= panel.x1
+
+
 def test_a_censored_point_is_on_the_edge_with_an_arrow_head(baseline, choices):
     maps = [points_of(baseline, choices, 160)]
     ax = plot_map(maps, "").axes[0]
