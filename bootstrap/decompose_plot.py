@@ -101,8 +101,8 @@ def write_explanation(
     }
     for n in map(int, explained["n_samples"]):
         figure = plot_choice(baseline, choice, n)
-        contents[f"explain-n{n}.png"] = render(figure, "png", {"Software": None})
-        contents[f"explain-n{n}.svg"] = render(figure, "svg", {"Date": None})
+        contents[f"explain-n{n}.png"] = render(figure, "png")
+        contents[f"explain-n{n}.svg"] = render(figure, "svg")
     for name, content in contents.items():
         replace(folder / name, content)
     return explained, tuple(folder / name for name in contents)

@@ -393,19 +393,21 @@ def spread_apart(wanted: Float[np.ndarray, " n"], gap: float) -> Float[np.ndarra
 def write_files(figure: Figure, stem: Path, csv: bytes | None = None) -> tuple[Path, ...]:
     """Write `<stem>.csv` if there is one, `<stem>.png` and `<stem>.svg`; returns their paths."""
     contents = {} if csv is None else {".csv": csv}
-    contents[".png"] = render(figure, "png", {"Software": None})
-    contents[".svg"] = render(figure, "svg", {"Date": None})
+    contents[".png"] = render(figure, "png")
+    contents[".svg"] = render(figure, "svg")
     paths = {stem.with_name(stem.name + ending): content for ending, content in contents.items()}
     for path, content in paths.items():
         replace(path, content)
     return tuple(paths)
 
 
-def render(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+def render(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     """The figure as the bytes of a file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
+        figure.savefig(
+            buffer, format=kind, dpi=DPI, metadata={"Date": None} if kind == "svg" else None
+        )
     return with_palette(buffer) if kind == "png" else buffer.getvalue()
 
 

@@ -172,7 +172,7 @@ def _inline(figure: Figure, prefix: str, alt: str) -> str:
     figure.set_facecolor("none")
     for ax in figure.axes:
         ax.set_facecolor("none")
-    text = render(figure, "svg", {"Date": None}).decode()
+    text = render(figure, "svg").decode()
     svg = SVG_NOISE.sub("", text[text.index("<svg") :]).replace("xlink:href", "href")
     svg = svg.replace(' id="', f' id="{prefix}-').replace("url(#", f"url(#{prefix}-")
     svg = re.sub(r"#([0-9a-f]{2})\1\1\b", _themed, svg)

@@ -82,4 +82,4 @@ def closed_pipes() -> Iterator[None]:
 def _is_closed(file: int) -> bool:
     poll = select.poll()
     poll.register(file, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))

@@ -275,7 +275,6 @@ def test_a_reader_who_leaves_ends_the_command_without_a_word(words):
 
 def test_a_broken_pipe_elsewhere_is_told(deep_bootstrap, monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, "doctor", fail_with(BrokenPipeError(errno.EPIPE, "a worker")))
-    monkeypatch.setattr(signals, "_is_closed", lambda file: False)
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     monkeypatch.setattr(sys.stderr, "fileno", lambda: 2, raising=False)
     code, _, err = deep_bootstrap("doctor")

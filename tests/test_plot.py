@@ -94,7 +94,7 @@ def test_the_png_looks_as_the_figure_does_in_few_colours(tmp_path):
     with matplotlib.rc_context(STYLE):
         canvas.draw()
     drawn = np.asarray(canvas.buffer_rgba())[..., :3].astype(int)
-    with Image.open(io.BytesIO(render(figure, "png", {}))) as image:
+    with Image.open(io.BytesIO(render(figure, "png"))) as image:
         assert image.mode == "P"
         assert image.info["dpi"] == pytest.approx((DPI, DPI), abs=0.1)
         shown = np.asarray(image.convert("RGB")).astype(int)
